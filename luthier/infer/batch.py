@@ -6,6 +6,7 @@ on the left, since the last prompt token must be in the last column. Longer prom
 read together need little padding. Answers come back in the order of the prompts.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import available_memory_bytes
+from luthier.infer.decoding import stop_strings, stop_strings_apart
 from luthier.infer.types import Answer, Settings
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ def _row(
         elif isinstance(item, Exception):
             raise item
 
+    settings = replace(settings, stop=(*settings.stop, *stop_strings(model)))
     return Row(
         prompt,
         settings,
@@ -168,9 +171,10 @@ def _as_at_rest(model: "PreTrainedModel") -> Iterator[None]:
     import torch
 
     was_training = model.training
+    devices = [model.device] if model.device.type == "cuda" else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        with stop_strings_apart(model), torch.random.fork_rng(devices=devices):
             yield
     finally:
         model.train(was_training)
@@ -231,7 +235,8 @@ def _generate_batch(
             input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), **options
         )
     for index, row in zip(with_room, output[:, width:].tolist(), strict=True):
-        answers[index] = _until_stop(row[: budgets[index]], stop_ids)
+        ids = _until_stop(row[: budgets[index]], stop_ids)
+        answers[index] = _until_text(ids, tokenizer, (*settings.stop, *stop_strings(model)))
     return answers
 
 
@@ -248,6 +253,16 @@ def _with_features(model: "PreTrainedModel", options: Mapping[str, Any]) -> dict
         with torch.no_grad():
             found[FEATURES] = features_of(unwrap(model), shared)
     return found
+
+
+def _until_text(ids: list[int], tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[int]:
+    """Up to the token that completes a stop string, which is included."""
+
+    def has_stop(length: int) -> bool:
+        text = tokenizer.decode(ids[:length])
+        return any(word in text for word in words)
+
+    return ids[: bisect_left(range(len(ids)), True, key=has_stop)] if words else ids
 
 
 def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:

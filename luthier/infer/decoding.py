@@ -1,6 +1,7 @@
 """Settings for `generate()` of transformers, and token ids back to text."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Settings
@@ -22,6 +23,23 @@ def end_ids(model: "PreTrainedModel") -> tuple[int, ...]:
     """The tokens that the model's generation_config.json names as ends of an answer."""
     ends = model.generation_config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def stop_strings(model: "PreTrainedModel") -> tuple[str, ...]:
+    """The texts that the model's generation_config.json names as ends of an answer."""
+    own = model.generation_config.stop_strings
+    return () if not own else (own,) if isinstance(own, str) else tuple(own)
+
+
+@contextmanager
+def stop_strings_apart(model: "PreTrainedModel") -> Iterator[None]:
+    """While open, the model names none: `generate` of transformers 5.24 takes them with its own loops only."""
+    generation = model.generation_config
+    own, generation.stop_strings = generation.stop_strings, None
+    try:
+        yield
+    finally:
+        generation.stop_strings = own
 
 
 def generation_config(

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from luthier.core.errors import ModelError
 from luthier.infer.decoding import generation_config
+from luthier.model.files.readable import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +76,13 @@ class Processors:
 
         generate: Any = self._model.generate
         ids = torch.tensor([row.prompt_ids], device=self._model.device)
-        generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
+        try:
+            generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
+        except (ValueError, TypeError) as fault:
+            raise ModelError(
+                f"{self._model.name_or_path}: its generation_config.json cannot be used ({first_line(fault)})"
+                " -> correct it, or remove it to generate with default settings"
+            ) from fault
         return found[0]
 
 

@@ -1,5 +1,7 @@
 """Batched answers equal single ones, whatever the padding, and come in the order of the prompts."""
 
+from dataclasses import replace
+
 import pytest
 
 from luthier.infer.batch import generate_answers
@@ -37,6 +39,27 @@ def test_an_answer_ends_before_its_stop_token(tokenizer):
         say("ok"),
         say("ok"),
     ]
+
+
+@pytest.mark.parametrize("own", ["then", ["then"]])
+def test_stop_strings_of_the_model_end_an_answer(tokenizer, own):
+    model = scripted_model([*say("ok, then more"), EOS], num_prompt_tokens=2)
+    model.generation_config.stop_strings = own
+    asked = Settings(do_sample=False, max_new_tokens=20)
+    assert list(generate_answers(model, tokenizer, [[1, 2]], asked, {EOS}, 1)) == [say("ok, then")]
+
+
+def test_stop_strings_of_the_model_are_added_to_those_of_the_settings(llama_folder, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
+    asked = Settings(do_sample=False, max_new_tokens=12, stop=("\0",))
+    whole = next(generate_answers(model, tokenizer, [[65, 66, 67]], asked, {EOS}, 1))
+    stop = tokenizer.decode(whole[4:5])
+    expected = next(generate_answers(model, tokenizer, [[65, 66, 67]], replace(asked, stop=("\0", stop)), {EOS}, 1))
+    model.generation_config.stop_strings = [stop]
+    assert next(generate_answers(model, tokenizer, [[65, 66, 67]], asked, {EOS}, 1)) == expected
+    assert len(expected) < len(whole)
 
 
 def test_max_length_is_counted_for_each_prompt_by_itself(model, tokenizer):

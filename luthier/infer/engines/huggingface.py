@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,13 @@ class HuggingFaceModel(Streaming):
         use_kv_cache: bool = True,
         max_rows: int = MAX_CONCURRENT,
         fast_path: bool = True,
+        stops: Collection[str] = (),
     ) -> None:
+        """`stops`: stop strings of every answer."""
         from luthier.infer.answering import AnswerThread
 
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, frozenset(stop_ids)
+        self.stops = tuple(stops)
         self.pixels: Pixels | None = None
         """Makes what the model takes of images; None if it does not see, or is not asked to."""
         self._thread = AnswerThread(
@@ -77,7 +81,7 @@ class HuggingFaceModel(Streaming):
         ticket = QueuedTicket()
         row = new_row(
             prompt_ids,
-            settings,
+            replace(settings, stop=(*settings.stop, *self.stops)),
             num_positions=self.num_positions,
             stop_ids=self.stop_ids,
             tokenizer=self.tokenizer,
@@ -107,18 +111,20 @@ def free_bytes(model: "PreTrainedModel") -> int | None:
 
 
 def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
-    """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
+    """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`, and its stop
+    strings end an answer as well."""
     return in_own_thread(partial(_opened, run, source, tokenizer, stop_ids))
 
 
 def _opened(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
-    from luthier.infer.decoding import end_ids
+    from luthier.infer.decoding import end_ids, stop_strings
     from luthier.model.backends import load_for_inference
     from luthier.model.embeddings import add_missing_rows
 
     model = load_for_inference(run, source=source)
     add_missing_rows(model, tokenizer, source)
-    all_ends = {*stop_ids, *end_ids(model)}
+    all_ends, stops = {*stop_ids, *end_ids(model)}, stop_strings(model)
+    model.generation_config.stop_strings = None  # see `stop_strings_apart`
     return HuggingFaceModel(
         model,
         tokenizer,
@@ -126,6 +132,7 @@ def _opened(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Co
         use_kv_cache=run.model.use_kv_cache,
         max_rows=max_concurrent(os.environ),
         fast_path=run.model.fast_path,
+        stops=stops,
     )
 
 
