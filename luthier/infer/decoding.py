@@ -14,6 +14,12 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer writes for bytes that are not (yet) a whole character."""
 
 
+MAX_BYTES = 4
+"""Of a character in UTF-8."""
+MAX_WAITING = 64
+"""Tokens that wait for the rest of a character. So many are no character."""
+
+
 def num_positions(model: "PreTrainedModel") -> int | None:
     """The maximum sequence length of the model, or None if its architecture has no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -93,19 +99,47 @@ class TextStream:
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._ids: list[int] = []
         self._window_start, self._num_given = 0, 0
+        self._skipped: dict[int, bool] = {}
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often empty."""
+        if self._skip_special_tokens and self._is_skipped(token_id):
+            return ""
         self._ids.append(token_id)
         fresh = self._fresh()
-        if not fresh or fresh.endswith(UNFINISHED):
-            return ""
-        self._window_start, self._num_given = self._num_given, len(self._ids)
-        return fresh
+        if fresh and not fresh.endswith(UNFINISHED):
+            return self._give(len(self._ids), fresh)
+        if len(self._ids) - self._num_given >= MAX_WAITING:
+            return self._give_broken(fresh)
+        return ""
 
     def finish(self) -> str:
         """The rest of the text; half a character is dropped."""
         return self._fresh().rstrip(UNFINISHED)
+
+    def _give(self, num_ids: int, text: str) -> str:
+        self._window_start, self._num_given = self._num_given, num_ids
+        return text
+
+    def _give_broken(self, fresh: str) -> str:
+        """The text of bytes that are no characters, but for the last ones: a character may begin there.
+
+        Without this a window of broken bytes would grow, and so would the time for each of them.
+        """
+        for num_rest in range(MAX_BYTES, 2 * MAX_BYTES):
+            at = len(self._ids) - num_rest
+            given = self._decode(self._ids[self._window_start : self._num_given])
+            text = self._decode(self._ids[self._window_start : at])[len(given) :]
+            if text and text + self._decode(self._ids[at:]) == fresh:  # the cut is not inside a character
+                return self._give(at, text)
+        return ""
+
+    def _is_skipped(self, token_id: int) -> bool:
+        """Whether it is a special token, which has no text. An answer may repeat one without end (`ignore_eos`)."""
+        if token_id not in self._skipped:
+            shown = self._tokenizer.decode([token_id], skip_special_tokens=False)
+            self._skipped[token_id] = bool(shown) and not self._decode([token_id])
+        return self._skipped[token_id]
 
     def _fresh(self) -> str:
         given = self._decode(self._ids[self._window_start : self._num_given])
