@@ -1,10 +1,10 @@
 """One conversation: its messages so far, the prompt for the next answer, and itself as a row of training data."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InvalidInput, RowError
@@ -54,6 +54,8 @@ class Conversation:
         """Add a message with the items that were shown, and with those that are given as paths, before its text; return
         the prompt ids for its answer. A video may be a list of the paths of its frames."""
         assert len(self.history) % 2 == 0, "the last question has no answer yet"
+        if not all(map(_is_utf8, (text, self.system or ""))):
+            raise InvalidInput("the text holds bytes that are not UTF-8, or half of a surrogate pair")
         if has_place(text):
             raise InvalidInput("the text holds a character that Unicode keeps for programs (U+FDD0 to U+FDD4)")
         given: dict[str, Sequence[str | Sequence[str]]] = {"image": images, "video": videos, "audio": audios}
@@ -112,12 +114,20 @@ class Conversation:
         )
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _readable(given: str | Sequence[str], kind: MediaKind) -> str:
     """The item in a file, or in the files of the frames of a video. Raises `InvalidInput`."""
     paths = []
     for path in [given] if isinstance(given, str) else given:
-        paths.append(str(Path(path).expanduser().absolute()))
-        if not Path(paths[-1]).is_file():
+        paths.append(os.path.abspath(os.path.expanduser(path)))  # Path.expanduser raises for an unknown user
+        if not os.path.isfile(paths[-1]):  # and Path.is_file for a name that is too long
             raise InvalidInput(f"{kind.name}: {path}: there is no such file")
     try:
         name = paths[0] if isinstance(given, str) else kind.path_of(paths, "the list")

@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -134,6 +136,8 @@ class Terminal:
 
         Raises `DeviceFailed`, after which no line could be answered.
         """
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused alone
         if self.is_interactive:
             with contextlib.suppress(ImportError):  # not on every system; gives `input` line editing and a history
                 importlib.import_module("readline")
@@ -170,7 +174,7 @@ class Terminal:
             print()
             return None
         if not self.is_interactive:
-            print(line)
+            print(line.encode(errors="replace").decode())
         return line
 
     def _handle(self, line: str) -> None:
@@ -213,9 +217,9 @@ class Terminal:
             raise InvalidInput("/save: the file is missing: /save conversations.jsonl")
         row = json.dumps(self.session.conversation.as_row(), ensure_ascii=False)
         try:
-            with Path(name).expanduser().open("a", encoding="utf-8") as file:
+            with open(os.path.expanduser(name), "a", encoding="utf-8") as file:
                 file.write(row + "\n")
-        except OSError as fault:
+        except (OSError, ValueError) as fault:  # ValueError: a null character in the name
             raise InvalidInput(f"{name}: cannot be written ({fault})") from fault
         info(f"{name}: one row added, to be read with `formatting: openai` in dataset_info.json")
 
@@ -237,6 +241,6 @@ def describe_call(call: "ToolCall") -> str:
 
 def read_text(name: str) -> str:
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
+        return Path(os.path.expanduser(name)).read_text(encoding="utf-8")  # of Path it raises for an unknown user
+    except (OSError, ValueError) as fault:  # ValueError: not UTF-8, or a null character in the name
         raise InvalidInput(f"{name}: cannot be read as a text file ({fault})") from fault

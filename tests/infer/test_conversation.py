@@ -140,3 +140,19 @@ def test_tools_may_be_bare_or_wrapped():
     assert read_tools(TOOLS) == TOOLS
     wrapped = json.dumps([{"type": "function", "function": {"name": "f"}}])
     assert read_tools(wrapped) == wrapped
+
+
+@pytest.mark.parametrize("changes", [{"text": "a\udcff"}, {"system": "\ud800"}])
+def test_a_text_that_is_not_utf8_is_refused_and_the_conversation_goes_on(changes):
+    """Python reads bytes of a command line that are not UTF-8 as such halves of pairs."""
+    chat = session("Hello.", system=changes.get("system"))
+    with pytest.raises(InvalidInput, match="not UTF-8"):
+        chat.ask(changes.get("text", "Hi"))
+    chat.conversation.system = None
+    assert chat.ask("Hi") == "Hello."
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/a.png", "a\0b", "a" * 300, "absent.png"])
+def test_a_file_that_cannot_be_there_is_said(name):
+    with pytest.raises(InvalidInput, match="there is no such file"):
+        session().conversation.show(name)

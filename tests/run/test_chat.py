@@ -202,3 +202,19 @@ def test_once_is_taken_out_of_the_words():
 def test_once_needs_a_question(words):
     with pytest.raises(InvalidInput, match="the question is missing"):
         split_once(words)
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/a", "a\0b", "a" * 300])
+def test_a_name_that_no_file_can_have_is_said_and_the_chat_goes_on(talk, name):
+    out, err, _ = talk(f"Hi\n/save {name}\n/tools {name}\n/image {name}\nHo\n", "a", "b")
+    assert out.endswith("User: Ho\nAssistant: b\n\nUser: \n")
+    assert err.count("cannot be") == 2 and err.count("no such file") == 1
+
+
+def test_a_line_that_is_not_utf8_is_said_and_the_chat_goes_on(monkeypatch, capsys):
+    log.set_up()
+    session = ChatSession(ScriptedModel("Hello."), Conversation(PlainPrompting()), Settings())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHi\n"), encoding="utf-8"))
+    Terminal(session).talk()
+    out, err = capsys.readouterr()
+    assert "not UTF-8" in err and out == "\nUser: caf?\nAssistant: \n\nUser: Hi\nAssistant: Hello.\n\nUser: \n"
