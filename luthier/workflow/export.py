@@ -157,8 +157,9 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
     from luthier.data.chat.modelfile import modelfile
 
     gguf = None
-    sources = (*reversed(run.model.adapter_name_or_path), run.model.model_name_or_path)
-    copy_value_head(map(fetched, sources), draft)
+    adapters = [fetched(name) for name in reversed(run.model.adapter_name_or_path)]
+    inner = [str(Path(name, run.model.adapter_folder or "")) for name in adapters]
+    copy_value_head((*inner, fetched(run.model.model_name_or_path)), draft)
     if (number_format := run.export.export_gguf) is not None:
         from luthier.model.files.gguf.writer import gguf_name, write_gguf
 

@@ -53,9 +53,14 @@ WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model|value_head)[\w-]*\.(sa
 
 def models_of(run: "TrainRun") -> Iterator[str]:
     """Every model and adapter that the run names, once."""
-    values = (run.given.get(key) for key in MODEL_KEYS)
-    names = [name for value in values for name in (value if isinstance(value, tuple) else (value,))]
-    yield from dict.fromkeys(name for name in names if isinstance(name, str) and "://" not in name)
+    names = []
+    for key in MODEL_KEYS:
+        value = run.given.get(key)
+        inner = run.model.adapter_folder if "adapter" in key else None
+        for name in value if isinstance(value, tuple) else (value,):
+            if isinstance(name, str) and "://" not in name:
+                names.append(str(Path(name, inner)) if inner and Path(name).expanduser().is_dir() else name)
+    yield from dict.fromkeys(names)
 
 
 def hashes_of_model(name: str) -> dict[str, str]:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from luthier.model.tokenizer import FittedTokenizer
 
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""A tokenizer with one of these is whole; that of `use_fast_tokenizer: false` has the second or the third."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextSide:
     source: ModelSource
@@ -49,7 +53,9 @@ def tokenizer_source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
     """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
     if keys.adapter_name_or_path:
         folder = Path(local_path(keys.adapter_name_or_path[-1], source.access), keys.adapter_folder or "")
-        if (folder / "tokenizer.json").is_file():
+        names = ("tokenizer_config.json", *VOCABULARY_FILES)
+        has_config, *has_vocabulary = ((folder / name).is_file() for name in names)
+        if has_config and any(has_vocabulary):
             return replace(source, name=str(folder))
     return source
 

@@ -367,3 +367,13 @@ def test_a_value_head_comes_along(llama_folder, tmp_path):
     folder = exported(llama_folder, tmp_path / "out", lora)
     assert torch.equal(load_file(folder / "value_head.safetensors")["v_head.summary.weight"], torch.ones(1, 64))
     assert "value_head.safetensors" in read_manifest(folder)["files"]
+
+
+def test_a_value_head_in_adapter_folder_comes_along(llama_folder, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    lora = adapter(llama_folder, tmp_path / "outer" / "inner")
+    save_file({"v_head.summary.weight": torch.ones(1, 64)}, lora / "value_head.safetensors")
+    folder = exported(llama_folder, tmp_path / "out", tmp_path / "outer", adapter_folder="inner")
+    assert (folder / "value_head.safetensors").read_bytes() == (lora / "value_head.safetensors").read_bytes()

@@ -11,8 +11,9 @@ import yaml
 
 import luthier
 from luthier.cli import main
+from luthier.config.load import load_train
 from luthier.core.manifest import read_manifest, write_manifest
-from luthier.workflow.rerun import hashes_of_model, quick_digest
+from luthier.workflow.rerun import hashes_of_model, models_of, quick_digest
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
@@ -157,3 +158,12 @@ def test_a_large_file_is_hashed_in_parts(tmp_path):
                 file.write(b"x")
         seen.add(quick_digest(path))
     assert len(seen) == 5
+
+
+def test_of_adapters_the_folder_inside_is_read(tmp_path):
+    (tmp_path / "lora" / "inner").mkdir(parents=True)
+    keys = {"model_name_or_path": "base", "output_dir": "out", "dataset": "rows", "stage": "sft", "do_train": True}
+    keys |= {"adapter_name_or_path": str(tmp_path / "lora"), "ref_model_adapters": "org/on-a-hub"}
+    assert list(models_of(load_train(keys))) == ["base", str(tmp_path / "lora"), "org/on-a-hub"]
+    found = list(models_of(load_train({**keys, "adapter_folder": "inner"})))
+    assert found == ["base", str(tmp_path / "lora" / "inner"), "org/on-a-hub"]

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 import luthier
+from luthier.config.keys.model import ModelConfig
 from luthier.config.load import load_train
 from luthier.core.errors import ModelError
-from luthier.workflow.text import load_text_side
+from luthier.model.files.sources import ModelSource
+from luthier.workflow.text import load_text_side, tokenizer_source
 from tests.tiny import byte_tokenizer, tiny_llama
 
 EOS = byte_tokenizer().eos_token_id
@@ -119,3 +121,26 @@ def test_an_end_token_that_the_model_has_never_seen_is_a_warning(keys, tmp_path,
     base = str(tiny_llama(tmp_path / "other", tokenizer=bare(), vocab_size=320))
     text = load_text_side(load_train({**keys, "model_name_or_path": base}))
     assert text.fitted.warnings and text.tokenizer.eos_token_id == 257
+
+
+@pytest.mark.parametrize(
+    ("files", "is_own"),
+    [
+        (("tokenizer_config.json", "tokenizer.json"), True),
+        (("tokenizer_config.json", "tokenizer.model", "added_tokens.json"), True),
+        (("tokenizer_config.json", "vocab.json", "merges.txt"), True),
+        (("tokenizer_config.json",), False),
+        (("tokenizer.json",), False),
+        ((), False),
+    ],
+)
+def test_the_tokenizer_beside_the_last_adapter_is_taken_if_it_is_whole(tmp_path, files, is_own):
+    folder = tmp_path / "lora" / "inner"
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).touch()
+    keys = ModelConfig(
+        model_name_or_path="model", adapter_name_or_path=("first", str(tmp_path / "lora")), adapter_folder="inner"
+    )
+    expected = str(folder) if is_own else "model"
+    assert tokenizer_source(keys, ModelSource("model")).name == expected
