@@ -233,8 +233,14 @@ def _find(source: str, access: HubAccess) -> tuple[Path, ...]:
 
 def _code_of(files: Iterable[Path]) -> list[str]:
     """The Python files of the processor that its configs name: `{"auto_map": {"AutoProcessor": "file.Class"}}`."""
-    maps = (read_json(file).get("auto_map", {}) for file in files)
-    names = {name for one in maps for name in one.values() if isinstance(name, str) and "--" not in name}
+    maps = (read_json(file).get("auto_map") for file in files)
+    names = {
+        name
+        for one in maps
+        if isinstance(one, dict)
+        for name in one.values()
+        if isinstance(name, str) and "--" not in name
+    }
     return sorted({f"{name.partition('.')[0]}.py" for name in names})
 
 

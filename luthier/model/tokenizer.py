@@ -160,7 +160,10 @@ def fit_tokenizer(
             warnings.append(
                 f"the stop word {word!r} is not a token of this model and is left out -> resize_vocab: true adds it"
             )
-    if min_length_tokens is not None and tokenizer.model_max_length < min_length_tokens:
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise ModelError(f"{TOKENIZER_CONFIG}: model_max_length: {longest!r}: must be a number -> correct it")
+    if min_length_tokens is not None and longest < min_length_tokens:
         tokenizer.model_max_length = min_length_tokens
     added = tuple(tokenizer.convert_ids_to_tokens(list(range(size_before, len(tokenizer)))))
     if added:

@@ -151,6 +151,8 @@ def saved(folder: Path, name: str, names: Sequence[str]) -> Other:
             summary = json.loads((candidate / SUMMARY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if not (isinstance(summary, dict) and isinstance(summary.get("hashes"), dict)):
+            continue
         measured = summary.get("task")
         judges = EVAL_KINDS.get(str(kind_of(name))).judges
         if measured == name or (judges and measured == "generation"):

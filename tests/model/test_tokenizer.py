@@ -116,3 +116,8 @@ def test_the_class_is_what_transformers_chooses_by_the_whole_config(tmp_path, mo
     ours = load_tokenizer(ModelSource(str(tmp_path)))
     assert type(ours) is type(theirs) and ours.init_kwargs == theirs.init_kwargs
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+
+
+def test_a_length_limit_that_is_no_number_is_refused():
+    with pytest.raises(ModelError, match="model_max_length: 'x': must be a number"):
+        fit_tokenizer(byte_tokenizer(model_max_length="x"), min_length_tokens=64)

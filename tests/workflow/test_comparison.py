@@ -6,6 +6,8 @@ import pytest
 
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, OutputError
+from luthier.evals.results import SUMMARY_FILE
+from luthier.workflow.comparison import saved
 from tests.evals.small_benchmark import constant_model, write_benchmark
 from tests.killing import watching
 from tests.small_world import small_world
@@ -106,6 +108,13 @@ def test_other_questions_are_not_compared(keys, tmp_path):
     luthier.evaluate({**keys, "compare": None, "seed": 1, "save_dir": str(tmp_path / "other")})
     with pytest.raises(InvalidInput, match=r"answered other questions of perplexity \(rows.* differ\)"):
         luthier.evaluate({**keys, "compare": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"task": "perplexity"}', '{"task": "perplexity", "hashes": 1}'])
+def test_a_summary_of_another_program_is_no_result(tmp_path, content):
+    (tmp_path / SUMMARY_FILE).write_text(content)
+    with pytest.raises(InvalidInput, match="holds no finished results of perplexity"):
+        saved(tmp_path, "perplexity", ("perplexity",))
 
 
 @pytest.mark.parametrize(

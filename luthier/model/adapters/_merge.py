@@ -111,9 +111,9 @@ def attach_adapter(
     _require_mergeable(name, config)
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
-    _make_room(model, shapes, config)
     base, used = str(config.base_model_name_or_path or ""), model.config._name_or_path
     try:
+        _make_room(model, shapes, config)
         with warnings.catch_warnings():
             # `_check_names` turns what peft only warns of into an error.
             warnings.filterwarnings("ignore", "Found missing adapter keys")

@@ -161,6 +161,7 @@ def test_adapters_of_other_methods_are_merged_as_plain_peft_does(tmp_path, kind)
     [
         ({"alpha_pattern": None}, "cannot read this adapter"),
         ({"bias": None}, "cannot read this adapter"),
+        ({"trainable_token_indices": -1}, "cannot read this adapter"),
         ({"layer_replication": -1}, "cannot read this adapter"),
         ({"init_lora_weights": -1}, "cannot read this adapter"),
         ({"alora_invocation_tokens": [1]}, "an adapter of aLoRA, which changes some tokens"),
