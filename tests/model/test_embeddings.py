@@ -68,6 +68,16 @@ def test_a_described_token_starts_at_the_mean_of_its_description(model, init):
         assert offset.std() == pytest.approx(0 if init == "desc_init" else 64**-0.5, rel=0.4, abs=1e-6)
 
 
+def test_a_description_counts_by_the_tokens_that_the_model_has_seen(model):
+    tokenizer = with_tokens("<a>", "<b>")
+    told = {"<a>": "an<b>end", "<b>": "<a>"}
+    fit_embeddings(model, tokenizer, added_tokens=["<a>", "<b>"], descriptions=told, init="desc_init")
+    for weight in rows(model):
+        torch.testing.assert_close(weight[261], weight[tokenizer.encode("anend")].mean(0))
+        mean = weight[:261].mean(0)  # with noise, as for a token without a description
+        assert (weight[262] - mean).std() == pytest.approx(64**-0.5, rel=0.4)
+
+
 def test_the_same_seed_gives_the_same_rows(tmp_path):
     folder = str(tiny_llama(tmp_path, vocab_size=261))
     made = []

@@ -1,12 +1,15 @@
 """Freeze: which layers and modules are trained."""
 
 import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.freeze import FreezeConfig, layers_to_train
+from luthier.model.embeddings import NewTokens
 from tests.model.adapters.test_lora import build
+from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 
 def freeze(model, **config):
@@ -50,3 +53,30 @@ def test_freeze_lists_the_names_it_knows(key):
 def test_more_layers_than_there_are_is_all_of_them():
     assert list(layers_to_train(2, 5)) == [0, 1]
     assert list(layers_to_train(2, -5)) == [0, 1]
+
+
+def test_the_score_layer_of_a_reward_model_is_always_trained():
+    model = LlamaForSequenceClassification(LlamaConfig(**TINY_LLAMA, num_labels=1))
+    model.config.architectures = ["LlamaForSequenceClassification"]
+    found = learning(freeze(model, freeze_trainable_layers=1))
+    assert found == {name for name, _ in model.named_parameters() if ".layers.1." in name or name == "score.weight"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_train_the_embedding_and_the_head(tied):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    model = build(tie_word_embeddings=tied)
+    config = FreezeConfig(freeze_trainable_layers=1)
+    tokens = NewTokens(tokenizer, ("<new>",))
+    ADAPTERS.get("freeze").apply(model, config, given=GivenAdapters(), new_tokens=tokens, pure_bf16=False)
+    ends = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    assert learning(model) == ends | {name for name, _ in model.named_parameters() if ".layers.1." in name}
+
+
+def test_what_is_named_is_trained_even_in_a_frozen_part():
+    model = build()
+    config = FreezeConfig(freeze_trainable_layers=1, freeze_extra_modules=("norm",))
+    frozen = ("model.layers", "norm", "lm_head")
+    ADAPTERS.get("freeze").apply(model, config, given=GivenAdapters(), frozen=frozen, pure_bf16=False)
+    assert learning(model) == {"model.norm.weight"}

@@ -8,18 +8,19 @@ import pytest
 import torch
 
 import luthier
-from luthier.config.keys.quantization import LOFTQ_FILE
+from luthier.config.keys.quantization import LOFTQ_FILE, QuantizationConfig
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError, ModelError
-from luthier.core.kinds import ADAPTERS
+from luthier.core.kinds import ADAPTERS, QUANTIZERS
 from luthier.core.manifest import verify_folder
+from luthier.model.adapters._loftq import round_weights
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.backends import load_for_inference
-from luthier.model.quantization._layers import computed_weight, keys_in
+from luthier.model.quantization._layers import Quantization, computed_weight, describe, keys_in
 from tests.model.adapters.test_merge import fresh
 from tests.small_world import small_world
-from tests.tiny import tiny_llama
+from tests.tiny import save_tiny, tiny_llama
 
 pytest.importorskip("bitsandbytes")
 BASE = {"model_name_or_path": "m", "dataset": "d", "template": "qwen", "output_dir": "o", "do_train": True}
@@ -189,3 +190,17 @@ def test_a_record_that_is_damaged_is_said(trained, tmp_path, content):
     (folder / LOFTQ_FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ModelError, match=rf"{LOFTQ_FILE}: cannot be read"):
         logits_of({**keys, **bits, "adapter_name_or_path": str(folder)})
+
+
+def test_weights_that_are_stored_the_other_way_round_are_rounded_in_their_own_layout(tmp_path):
+    """GPT-2 has them as (in, out), and that of an output projection is square: a mix-up would have its shape."""
+    from transformers import GPT2Config
+
+    base = save_tiny(tmp_path, GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=2))
+    model, original = fresh(base), fresh(base)
+    keys = QuantizationConfig(quantization_bit=4)
+    how = Quantization(QUANTIZERS.get("bnb"), keys, "cpu")
+    round_weights(model, how, describe(keys, torch.float32, torch.float32))
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        rounded, exact = (one.get_submodule(f"transformer.h.0.{name}").weight for one in (model, original))
+        assert 0.01 < (rounded - exact).norm() / exact.norm() < 0.2

@@ -58,3 +58,14 @@ def test_a_model_without_a_tie_stays_as_it_is():
     before = model.lm_head.weight
     settle_ties(model)
     assert model.lm_head.weight is before and not model.config.tie_word_embeddings
+
+
+def test_before_a_merge_each_end_has_its_own_matrix_and_the_config_says_so():
+    """PiSSA takes a part out of one end before training, with no merge after which it would be settled."""
+    adapted = adapted_on("embed_tokens")
+    untie_adapted(adapted)
+    base = adapted.get_base_model()
+    assert not base.config.tie_word_embeddings
+    assert not base.all_tied_weights_keys
+    assert base.lm_head.weight.data_ptr() != base.model.embed_tokens.base_layer.weight.data_ptr()
+    assert torch.equal(base.lm_head.weight, base.model.embed_tokens.base_layer.weight)
