@@ -25,8 +25,6 @@ class Experience:
 
     scores: "Tensor"
     """(B,) the score of each answer."""
-    stopped: "Tensor"
-    """(B,) whether the answer ended by itself."""
     rows: "Tensor"
     """(K,) index of the answer that each token belongs to, ascending."""
     logps: "Tensor | None"

@@ -253,7 +253,6 @@ class Rollouts:
         lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
         return Experience(
             scores=scores.to(device),
-            stopped=torch.tensor([one.stopped for one in answered], device=device),
             rows=torch.arange(len(rows), device=device).repeat_interleave(lengths),
             logps=columns.get("logps"),
             reference=columns.get("reference"),

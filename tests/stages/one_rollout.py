@@ -17,7 +17,6 @@ def experience(reference: float | None = None, values: float | None = None) -> E
     logps = torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)
     return Experience(
         scores=torch.tensor([1.0, 3.0], dtype=torch.float64),
-        stopped=torch.tensor([True, False]),
         rows=torch.tensor([0, 0, 1]),
         logps=logps,
         reference=None if reference is None else logps - reference,
