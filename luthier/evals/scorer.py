@@ -12,7 +12,6 @@ P tokens of the beginning, W columns of the contexts, V vocabulary.
 """
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,8 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from luthier.infer.batching import can_batch
 from luthier.infer.decoding import num_positions
-from luthier.model.classes import CACHE_NAMES
 from luthier.model.heads.output_head import hidden_instead_of_logits, inspect_head
+from luthier.model.modules import cache_name, forward_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,11 +62,8 @@ class Scorer:
         self.max_length = num_positions(model)
         """The longest sequence that the model takes; None without a limit."""
         self._head = inspect_head(model)
-        outer: Any = model
-        inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-        names = inspect.signature(inner.forward).parameters
-        self._cache_name = next((name for name in CACHE_NAMES if name in names), None)
-        self._shares = can_batch(model) and "position_ids" in names and self._cache_name is not None
+        self._cache_name = cache_name(model)
+        self._shares = can_batch(model) and "position_ids" in forward_parameters(model)
         self._beginning: tuple[tuple[int, ...], DynamicCache] | None = None
 
     def scores(self, pairs: Sequence[Pair], beginning: Sequence[int] | None = None) -> list[Score]:

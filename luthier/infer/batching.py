@@ -5,7 +5,6 @@ their keys and values are added to it (`luthier.infer.cache`). Each row has its 
 B rows, T columns (the tokens of the longest row), V vocabulary.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,9 @@ from luthier.infer.lean_step import LeanStep, lean_step
 from luthier.infer.processors import Processors
 from luthier.infer.row import ROW_FAULTS, Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
-from luthier.model.classes import CACHE_NAMES, is_routed
+from luthier.model.classes import is_routed
 from luthier.model.failed_device import require_working_device
+from luthier.model.modules import cache_name, forward_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +53,7 @@ def can_batch(model: "PreTrainedModel") -> bool:
         return False
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):  # positions of three dimensions
         return False
-    names = _parameters(model)
-    return _cache_name(names) is not None and can_be_shared(DynamicCache(config=config))
+    return cache_name(model) is not None and can_be_shared(DynamicCache(config=config))
 
 
 class RowBatch:
@@ -79,10 +78,10 @@ class RowBatch:
         """How many tokens of each row are in the cache."""
         self._grammars = grammars or Grammars(tokenizer, stop_ids)
         self._processors = Processors(model, tokenizer)
-        parameters = _parameters(model)
+        parameters = forward_parameters(model)
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
-        self._cache_name = _cache_name(parameters)
+        self._cache_name = cache_name(model)
         self._fast_path = fast_path
         self._lean: LeanStep | None = None
         """Of the model as it is since the first row came."""
@@ -243,18 +242,8 @@ class RowBatch:
         return head.weight.shape[0] if head is not None else self.model.config.get_text_config().vocab_size
 
 
-def _parameters(model: "PreTrainedModel") -> Any:
-    outer: Any = model
-    own = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    return inspect.signature(own.forward).parameters
-
-
 def _chosen_together(logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
     return chosen_together(logits, [row.chooser for row in rows if row.chooser is not None])
-
-
-def _cache_name(parameters: Any) -> str | None:
-    return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 def _scored_prompt(ids: Sequence[int], logits: Tensor, num_logprobs: int) -> tuple[Token, ...]:

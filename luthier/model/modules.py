@@ -1,11 +1,13 @@
 """Modules by name: users write `q_proj`, the model has `model.layers.0.self_attn.q_proj`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.importing import is_loaded
 from luthier.core.registry import did_you_mean
+from luthier.model.classes import CACHE_NAMES
 from luthier.model.multimodal import find_parts, in_parts
 
 if TYPE_CHECKING:
@@ -45,6 +47,17 @@ def unwrap(model: Any) -> "PreTrainedModel":
 
         base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
+
+
+def cache_name(model: Any) -> str | None:
+    """What the forward pass calls the keys and values of earlier tokens; None if it takes none."""
+    parameters = forward_parameters(model)
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the forward pass of the model inside its adapters."""
+    return inspect.signature(unwrap(model).forward).parameters
 
 
 def expert_parameters(model: "nn.Module") -> Iterator[str]:

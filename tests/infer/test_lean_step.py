@@ -11,6 +11,7 @@ from luthier.infer.cache import new_cache
 from luthier.infer.lean_step import lean_step
 from luthier.infer.types import Settings
 from luthier.model.kernels.fuse import fuse
+from luthier.model.modules import cache_name
 from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 SMALL = {**TINY_LLAMA, "head_dim": 16}
@@ -59,10 +60,10 @@ def next_logits(model, step, lengths):
     ids = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) * 13 % 300
     ends, places = torch.tensor(lengths)[:, None], torch.arange(max(lengths))
     mask, positions = (places >= max(lengths) - ends).long(), (places - max(lengths) + ends).clamp(min=0)
-    caches = [new_cache(model.config), new_cache(model.config)]
+    caches, name = [new_cache(model.config), new_cache(model.config)], cache_name(model)
     for cache in caches:
-        model(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], cache=cache)
-    own = model(ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], cache=caches[0])
+        model(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], **{name: cache})
+    own = model(ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **{name: caches[0]})
     return step(ids[:, -1:], lengths, caches[1]), own.logits[:, -1]
 
 
