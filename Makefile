@@ -2,14 +2,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The release the tests are run with; any torch that pyproject.toml allows works: `make TORCH=torch quickstart`.
+# The release the tests are run with; any that pyproject.toml allows works: `make TORCH=torch quickstart`.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api bench-board bench-media methods clean
+.PHONY: help install quickstart test test-all test-oldest check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api bench-board bench-media methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ test: $(VENV)/.installed $(MODEL)  ## the tests, with representatives of each ma
 
 test-all: $(VENV)/.installed $(MODEL)  ## the rest of the tests: full matrices, several processes, a real model
 	$(PYTEST) -m thorough tests
+
+test-oldest: $(MODEL)  ## `make test` with the oldest versions that pyproject.toml allows, in an environment of its own
+	$(PYTHON) -m venv saves/oldest
+	$(BIN)/python -m tools.oldest > saves/oldest/constraints.txt
+	saves/oldest/bin/pip install --quiet --editable ".[test]" --constraint saves/oldest/constraints.txt
+	OMP_NUM_THREADS=1 saves/oldest/bin/python -m pytest -n 2 --dist worksteal -m "not thorough" tests
 
 check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
 	$(BIN)/ruff format --check luthier tests tools benchmarks examples

@@ -7,10 +7,9 @@ decays can be kept. Embeddings, the output head, biases and norms are trained wi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules
-from luthier.core.versions import library_version
+from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import ADAMW, Optimizer, only_optimizer, requires_optim, requires_whole_weights
 
 if TYPE_CHECKING:
@@ -25,28 +24,7 @@ class MuonConfig:
     """Orthogonalize the update of each matrix (https://arxiv.org/abs/2502.16982)."""
 
 
-FIRST_TORCH = (2, 9)
-
-
-def _is_missing(run: Any) -> bool:
-    major, minor = (library_version("torch") or "0.0").split(".")[:2]
-    return (int(major), int(minor)) < FIRST_TORCH
-
-
-RULES = Rules(
-    (
-        only_optimizer("use_muon"),
-        *requires_whole_weights("use_muon"),
-        requires_optim("use_muon", ADAMW),
-        Rule(
-            ("use_muon",),
-            "is part of torch from version 2.9 on, and an earlier one is installed",
-            "pip install 'torch>=2.9', or leave it out",
-            _is_missing,
-            is_local=True,
-        ),
-    )
-)
+RULES = Rules((only_optimizer("use_muon"), *requires_whole_weights("use_muon"), requires_optim("use_muon", ADAMW)))
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> "TorchOptimizer":

@@ -454,7 +454,6 @@ SWITCHES = {
     "loraplus": {"loraplus_lr_ratio": 16},
 }
 OPTIMIZERS = [
-    Case(SWITCHES["muon"], has_libraries=False),
     *(
         Case({**keys, **more}, blamed or next(key for key in keys if key != "finetuning_type"))
         for name, keys in SWITCHES.items()

@@ -19,8 +19,6 @@ def rules_broken_by(case: Case, monkeypatch: pytest.MonkeyPatch, rows: str) -> t
         monkeypatch.setenv(name, value)
     for module in LIBRARY_CHECKS:
         monkeypatch.setattr(f"luthier.{module}.is_installed", lambda name: case.has_libraries)
-    torch_version = "2.9.0" if case.has_libraries else "2.8.0"
-    monkeypatch.setattr("luthier.training.optimizers.muon.library_version", lambda name: torch_version)
     base = {key: value for key, value in BASES[case.command].items() if key not in case.left_out}
     keys = {key: rows if value == "ROWS" else value for key, value in case.keys.items()}
     draft = Draft(case.command, read_source({**base, **keys}))

@@ -31,6 +31,7 @@ from luthier.data.types import AUDIO_PLACE, PLACE, VIDEO_PLACE
         ),
         ({"type": "image", "image": {"bytes": b"xy", "path": None}}, f"{OPEN}{PLACE}{stored(b'xy')}{CLOSE}"),
     ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",  # a text may name a folder of this process
 )
 def test_a_part_becomes_text(part, text):
     message = {"role": "user", "content": [part, {"type": "text", "text": "b"}]}

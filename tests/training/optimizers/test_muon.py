@@ -70,13 +70,6 @@ def test_a_schedule_ends_at_its_share_of_the_rate(tmp_path, switch, schedule, mo
         assert group["lr"] == pytest.approx(more.get("min_lr", 0.0), abs=2e-7)
 
 
-@pytest.mark.parametrize("version", ["2.8.0", "2.8.1+cu128"])
-def test_a_torch_without_it_is_told_before_the_run(monkeypatch, version):
-    monkeypatch.setattr("luthier.training.optimizers.muon.library_version", lambda name: version)
-    with pytest.raises(ConfigError, match=r"use_muon: true: is part of torch from version 2\.9 on"):
-        load_train({**RUN, "use_muon": True, "finetuning_type": "full"})
-
-
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
