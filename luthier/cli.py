@@ -157,6 +157,9 @@ def _dispatch(words: list[str]) -> int:
         return _refuse(name)
     if "--help" in rest or "-h" in rest:
         return _command_help(name, rest)
+    if sys.platform == "win32":  # signals, locks of files and processes are those of POSIX
+        print("luthier: Windows is not supported -> run it in the Windows Subsystem for Linux (WSL)", file=sys.stderr)
+        return 2
     return _run(name, rest)
 
 

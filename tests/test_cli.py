@@ -94,6 +94,12 @@ def test_a_command_of_v1_names_the_command_here(name, remedy, capsys):
     assert capsys.readouterr().err.rstrip() == f"luthier: `{name}` is a command of v1 of LLaMA-Factory -> use {remedy}"
 
 
+def test_windows_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cli.main(["check", "run.yaml"]) == 2
+    assert "WSL" in capsys.readouterr().err
+
+
 @pytest.fixture
 def command(monkeypatch):
     """Makes `luthier verify` call the given function."""
