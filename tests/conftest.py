@@ -23,6 +23,7 @@ os.environ["LUTHIER_CACHE"] = os.path.join(os.environ["TMPDIR"], "cache")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(os.environ["TMPDIR"], "torch_extensions"))
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,25 @@ def values(world, tmp_path) -> dict[str, Any]:
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What luthier says while the test runs, whatever has been done to its logger before."""
+    with messages_of(LOGGER, logging.INFO) as messages:
+        yield messages
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """What transformers warns of while the test runs. `caplog` does not hear its logger."""
+    with messages_of(logging.getLogger("transformers"), logging.WARNING) as messages:
+        yield messages
+
+
+@contextmanager
+def messages_of(logger: logging.Logger, level: int) -> Iterator[list[str]]:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
     yield messages
-    LOGGER.setLevel(level)
-    LOGGER.removeHandler(handler)
+    logger.setLevel(before)
+    logger.removeHandler(handler)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,12 @@ def test_every_module_with_functions_has_a_test_file():
     untested = {path for path, tree in TREES.items() if has_functions(tree) and not has_a_test_file(ROOT / path)}
     assert not untested - REACHED_THROUGH_OTHERS, "a new module comes with a test file at the mirrored path"
     assert not REACHED_THROUGH_OTHERS - untested, "these have a test file now: take them off tested_through_others.txt"
+
+
+def test_messages_are_heard_where_they_are_said():
+    """`caplog` hears neither luthier, once a command has set up its log, nor transformers: `said` and `warned` do."""
+    deaf = [path for path in TESTS.rglob("test_*.py") if re.search(r"\bcaplog\b", path.read_text("utf-8"))]
+    assert deaf == [Path(__file__)]
 
 
 def test_modules_can_be_imported_by_name():

@@ -1,7 +1,5 @@
 """A decoding step without the model's own code: the same logits, and only where the model computes just that."""
 
-import logging
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,12 +85,13 @@ def test_fused_modules_and_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_other_models_take_their_own_code_and_say_so(name, caplog):
-    with caplog.at_level(logging.INFO):
-        assert lean_step(random_model(name, OTHER[name])) is None
+def test_other_models_take_their_own_code_and_say_so(name, said, monkeypatch):
+    monkeypatch.setattr("luthier.infer.lean_step._reasons", set())
+    assert lean_step(random_model(name, OTHER[name])) is None
+    assert [message for message in said if message.startswith("answers: ") and "the model's own code" in message]
 
 
-def test_so_does_a_model_that_was_changed(caplog):
+def test_so_does_a_model_that_was_changed():
     for change in (
         lambda model: model.model.layers[1].register_forward_hook(lambda *_: None),
         lambda model: setattr(model.model.layers[1].self_attn, "forward", model.model.layers[1].self_attn.forward),

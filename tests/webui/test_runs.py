@@ -159,11 +159,11 @@ def test_odd_values_in_the_files_of_one_run_do_not_hide_the_others(tmp_path, val
     json.dumps([odd.host, dict(odd.last)], ensure_ascii=False).encode()
 
 
-def test_a_name_that_is_not_utf8_is_passed_over_and_named_once(tmp_path, caplog):
+def test_a_name_that_is_not_utf8_is_passed_over_and_named_once(tmp_path, said):
     run_folder(tmp_path / "good", log="{}\n")
     run_folder(tmp_path / os.fsdecode(b"caf\xe9"), log="{}\n")
     (tmp_path / "good" / os.fsdecode(b"b\xe9")).touch()
     for _ in range(2):
         assert [run.name for run in find_runs(tmp_path)] == ["good"]
-    assert caplog.text.count(r"caf\xe9': is not shown, since its name is not UTF-8") == 1
+    assert "\n".join(said).count(r"caf\xe9': is not shown, since its name is not UTF-8") == 1
     assert [name for name, _ in files_in(tmp_path / "good")] == ["b\ufffd", "trainer_log.jsonl"]

@@ -285,7 +285,7 @@ def test_a_key_that_is_given_decides(world, keys):
 
 
 @pytest.mark.thorough
-def test_the_decision_changes_no_loss_and_may_change_in_a_resumed_run(world, tmp_path, monkeypatch, caplog):
+def test_the_decision_changes_no_loss_and_may_change_in_a_resumed_run(world, tmp_path, monkeypatch):
     values = {**world, **WAYS["lora"], "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     found = {}
     for name, free in (("much", 10**15), ("little", 3 * 10**8)):
