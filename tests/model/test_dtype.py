@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from luthier.core.machine import Machine
-from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable, warn_slow_format
+from luthier.model.dtype import inference_dtype, training_dtype, upcast_norms, upcast_trainable, warn_slow_format
+from tests.model.adapters.test_lora import build
 from tests.split_layer import split_layer
 
 CPU = Machine(
@@ -67,3 +68,11 @@ def test_weights_that_processes_share_are_upcast_in_their_parts():
         assert linear.weight is weight and weight.requires_grad
         assert weight.dtype == weight.to_local().dtype == torch.float32 and before.dtype == torch.bfloat16
         assert torch.equal(weight.to_local(), before.float())
+
+
+def test_upcast_layernorm_changes_norms_and_no_biases():
+    model = build("llama", attention_bias=True).bfloat16()
+    upcast_norms(model)
+    changed = {name for name, weight in model.named_parameters() if weight.dtype == FP32}
+    assert changed == {name for name, _ in model.named_parameters() if "norm" in name}
+    assert changed and any(name.endswith("bias") for name, _ in model.named_parameters())

@@ -8,6 +8,7 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.embeddings import num_rows
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
@@ -193,3 +194,13 @@ def test_damaged_weights_of_pytorch_are_refused_in_a_sentence(two_adapters, tmp_
     (tmp_path / "first" / "adapter_model.bin").write_bytes(content)
     with pytest.raises(ModelError, match="the adapter's weights cannot be read"):
         attach_adapter(fresh(folder), first, GivenAdapters(), is_trainable=False)
+
+
+def test_the_embedding_grows_to_the_last_row_that_an_adapter_trains(tmp_path):
+    folder = tiny_llama(tmp_path / "base")
+    grown = fresh(folder)
+    grown.resize_token_embeddings(384, mean_resizing=False)
+    config = peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [322, 330]})
+    peft.get_peft_model(grown, config).save_pretrained(tmp_path / "lora", save_embedding_layers=False)
+    adapted = attach_adapter(fresh(folder), str(tmp_path / "lora"), GivenAdapters(), is_trainable=False)
+    assert num_rows(adapted.get_base_model()) == 331

@@ -69,3 +69,17 @@ def test_before_a_merge_each_end_has_its_own_matrix_and_the_config_says_so():
     assert not base.all_tied_weights_keys
     assert base.lm_head.weight.data_ptr() != base.model.embed_tokens.base_layer.weight.data_ptr()
     assert torch.equal(base.lm_head.weight, base.model.embed_tokens.base_layer.weight)
+
+
+def test_an_adapter_that_brings_a_matrix_for_one_end_unties_the_merged_model(tmp_path):
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(build(tie_word_embeddings=True), config).eval()
+    with torch.no_grad():
+        adapted.get_base_model().lm_head.modules_to_save["default"].weight += 0.1
+    expected = logits(adapted)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    merged = merge_adapters(build(tie_word_embeddings=True), [str(tmp_path / "adapter")], GivenAdapters())
+    assert not merged.config.tie_word_embeddings
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(again), expected)

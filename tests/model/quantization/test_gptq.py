@@ -17,6 +17,7 @@ from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.quantization._gptq import group_size_for
 from luthier.workflow import export, requirements
+from tests.model.adapters.test_lora import build
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
@@ -149,3 +150,9 @@ def calibration_ids(texts, base):
 
     rows = [json.loads(line)["text"] for line in Path(texts).read_text("utf-8").splitlines()]
     return AutoTokenizer.from_pretrained(base)(" ".join(rows)).input_ids[:120]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(128, 64), (32, 32)])
+def test_experts_count_for_the_size_of_a_group(width, expected):
+    """The layers are 64 wide, and the experts of the mixture 64 and `width`."""
+    assert group_size_for(build("qwen3_moe", moe_intermediate_size=width)) == expected

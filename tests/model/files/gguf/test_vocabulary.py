@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
 
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.vocabulary import read_vocabulary
@@ -51,3 +51,15 @@ def test_tokens_that_take_in_blanks_are_told(said):
     read_vocabulary(tokenizer, len(tokenizer))
     (message,) = (text for text in said if "blanks" in text)
     assert "'<left>'" in message and "<plain>" not in message
+
+
+def test_a_token_scores_by_the_first_merge_that_makes_it():
+    """<unk> and the bytes come first, then a, b, c, ab, bc, abc; abc is made by the third merge and by the fourth."""
+    vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "c", "ab", "bc", "abc"]
+    merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    backend = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token="<unk>", byte_fallback=True))
+    found = read_vocabulary(transformers.PreTrainedTokenizerFast(tokenizer_object=backend), len(vocabulary))
+    assert found.scores[-3:] == [-1.0, -2.0, -3.0]
+    assert set(found.scores[-6:-3]) == {-5.0}  # after all merges
+    assert set(found.scores[1:257]) == {0.0}
