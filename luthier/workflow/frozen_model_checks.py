@@ -8,6 +8,7 @@ import ast
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from luthier.config.runs import TrainRun
@@ -31,10 +32,11 @@ def frozen_model_problems(run: TrainRun) -> Iterator[Problem]:
         adapters, kind = keys[f"{key}_adapters"], keys.get(f"{key}_type")
         faults: list[Problem] = []
         if kind != "api" and not is_hub_id(name):
-            faults += _model_problems(key, name, kind, has_adapters=bool(adapters))
+            faults += _model_problems(key, name, kind, run.model.adapter_folder, has_adapters=bool(adapters))
         for adapter in adapters:
             if not is_hub_id(adapter):
-                faults += _as_problems(f"{key}_adapters", adapter, check_adapter_source)
+                check = partial(check_adapter_source, folder=run.model.adapter_folder)
+                faults += _as_problems(f"{key}_adapters", adapter, check)
         yield from faults or _series_problems(run, key, name, kind, adapters)
     for name in keys.get("reward_funcs", ()):
         source, colon, function = name.rpartition(":")
@@ -54,9 +56,11 @@ def _series_problems(
         yield from series_problems(adapters_key, adapters, ModelSource(name), folder, given_as(adapters_key))
 
 
-def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool) -> Iterator[Problem]:
-    """`kind`: `full` or `lora` for a reward model, None for a language model."""
-    folder = Path(name).expanduser()
+def _model_problems(
+    key: str, name: str, kind: str | None, adapter_folder: str | None, *, has_adapters: bool
+) -> Iterator[Problem]:
+    """`kind`: `full` or `lora` for a reward model, None for a language model. `adapter_folder`: inside an adapter."""
+    folder = Path(name, adapter_folder or "" if kind == "lora" else "").expanduser()
     is_model, is_adapter = ((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
     if kind == "lora" and is_model and not is_adapter:
         yield Problem(key, "this is a model, not an adapter", f"set {key}_type: full", value=name, has_value=True)
@@ -64,17 +68,17 @@ def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool
         remedy = f"name its base model here, and the adapter as {key}_adapters"
         yield Problem(key, "this is an adapter, not a model", remedy, value=name, has_value=True)
     else:
-        faults = [*_as_problems(key, name, check_adapter_source if kind == "lora" else _check_model)]
-        yield from faults or (_scoreless(key, name, kind) if kind and not has_adapters else ())
+        check = partial(check_adapter_source, folder=adapter_folder) if kind == "lora" else _check_model
+        faults = [*_as_problems(key, name, check)]
+        yield from faults or (_scoreless(key, name, folder, kind) if kind and not has_adapters else ())
 
 
 def _check_model(name: str) -> None:
     check_source(ModelSource(name))
 
 
-def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:
-    """A model or an adapter on this machine that has no reward head."""
-    folder = Path(name).expanduser()
+def _scoreless(key: str, name: str, folder: Path, kind: str) -> Iterator[Problem]:
+    """A model or an adapter on this machine, in `folder`, that has no reward head."""
     if kind == "lora":
         writes = not adapter_gives_scores(folder)
     else:
@@ -106,6 +110,8 @@ def _reason_against(source: str, function: str) -> tuple[str, str] | None:
         module = ast.parse(path.read_bytes(), str(path))
     except SyntaxError as fault:
         return f"{path}, line {fault.lineno}, is not Python: {fault.msg}", "correct the file"
+    except (ValueError, RecursionError) as fault:  # zero bytes, or thousands of brackets
+        return f"{path} is not Python: {fault}", "correct the file"
     names = _bound_names(module)
     if function in names or "*" in names:
         return None

@@ -3,11 +3,19 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from luthier.core.errors import ModelError
 from luthier.model.files.sources import ModelSource
-from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens, stop_token_ids
+from luthier.model.loading.load import load_model
+from luthier.model.tokenizer import (
+    fit_tokenizer,
+    load_tokenizer,
+    name_ends,
+    read_new_special_tokens,
+    stop_token_ids,
+)
 from tests.tiny import byte_tokenizer
 
 MODEL_TYPES = ("llama", "qwen2", "mistral", "gemma", "gpt2", "gpt-sw3", "deepseek_v3", "own", None)
@@ -121,3 +129,14 @@ def test_the_class_is_what_transformers_chooses_by_the_whole_config(tmp_path, mo
 def test_a_length_limit_that_is_no_number_is_refused():
     with pytest.raises(ModelError, match="model_max_length: 'x': must be a number"):
         fit_tokenizer(byte_tokenizer(model_max_length="x"), min_length_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("own", "stop_ids", "expected"),
+    [(260, (260,), 260), (260, (258,), [258, 260]), ([260, 258], (258, 260), [260, 258]), (None, (260,), [260])],
+)
+def test_ends_that_a_model_names_already_stay_as_they_are_written(llama_folder, own, stop_ids, expected):
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
+    model.generation_config.eos_token_id = own
+    name_ends(model, stop_ids)
+    assert model.generation_config.eos_token_id == expected

@@ -85,3 +85,13 @@ def test_an_adapter_of_when_experts_were_layers_still_loads(tmp_path):
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 60
+
+
+def test_a_last_name_that_other_modules_share_is_written_out():
+    """Else peft would meet a norm of the same name as a layer."""
+    model = build("llama")
+    assert "q_proj" in find_targets(model, ("all",), "lora_target").modules
+    model.model.beside = torch.nn.ModuleDict({"q_proj": torch.nn.LayerNorm(4)})
+    found = find_targets(model, ("all",), "lora_target").modules
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted(found) == sorted(name for name in linear if name != "lm_head")
