@@ -42,12 +42,15 @@ def load_config(source: ModelSource) -> "PreTrainedConfig":
 
 
 def _check_sizes(files: ModelFiles, config: "PreTrainedConfig") -> None:
-    """Raises `ModelError` for a model without numbers, which libraries divide by."""
+    """Raises `ModelError` for sizes that libraries divide by and are 0, and for dropout that is no probability."""
     text = config.get_text_config()
     for name in ("hidden_size", "vocab_size"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value < 1:
             raise ModelError(f"{files}: {name}: {value}: must be above 0 -> copy or download its config again")
+    for name, value in vars(text).items():
+        if name.endswith(("dropout", "_pdrop")) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ModelError(f"{files}: {name}: {value}: must be from 0 to 1 -> copy or download its config again")
 
 
 def embedding_rows(source: ModelSource) -> int:

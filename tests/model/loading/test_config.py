@@ -67,3 +67,17 @@ def test_a_config_of_a_million_brackets_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[" * 1_000_000)
     with pytest.raises(ModelError, match="not valid JSON"):
         embedding_rows(ModelSource(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size: 0: must be above 0"),
+        ({"vocab_size": -1}, "vocab_size: -1: must be above 0"),
+        ({"attention_dropout": -1}, "attention_dropout: -1.*: must be from 0 to 1"),
+        ({"attention_dropout": 1.5}, "attention_dropout: 1.5: must be from 0 to 1"),
+    ],
+)
+def test_sizes_and_dropout_that_no_model_has_are_refused(tmp_path, changes, words):
+    with pytest.raises(ModelError, match=words):
+        load_config(source(tmp_path, TINY_LLAMA | {"model_type": "llama"} | changes))
