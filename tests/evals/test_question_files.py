@@ -119,3 +119,11 @@ def test_a_file_in_another_encoding(tmp_path, mmlu):
     (mmlu / "data" / "test" / "sums_test.csv").write_bytes("Où?,a,b,c,d,A".encode("latin-1"))
     with pytest.raises(DataError, match="this is not UTF-8 text"):
         read_benchmark(tmp_path, "mmlu_test", with_examples=False)
+
+
+def test_the_mark_of_a_program_at_the_start_of_a_file_is_no_part_of_its_first_question(tmp_path, mmlu):
+    """Spreadsheets write a byte order mark."""
+    before = read_benchmark(tmp_path, "mmlu_test", with_examples=False).subjects
+    for path in (mmlu / "data" / "test").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_benchmark(tmp_path, "mmlu_test", with_examples=False).subjects == before

@@ -105,3 +105,21 @@ def test_a_model_in_training_answers_like_the_same_model_at_rest(llama_folder, t
     merged = learning.merge_and_unload().eval()
     merged.gradient_checkpointing_disable()
     assert answers == list(generate_answers(merged, tokenizer, PROMPTS, settings, {EOS}, 3))
+
+
+def test_an_answer_of_rows_in_one_batch_ends_before_its_stop_token_or_with_it(model, tokenizer):
+    settings = Settings(do_sample=False, max_new_tokens=8)
+    (whole,) = generate_answers(model, tokenizer, PROMPTS[:1], settings, set(), 1)
+    stop = whole[3]
+    end = whole.index(stop)
+    for keeps, expected in ((False, whole[:end]), (True, whole[: end + 1])):
+        found = generate_answers(model, tokenizer, PROMPTS[:1], settings, {stop}, 1, keeps_stop=keeps)
+        assert list(found) == [expected]
+
+
+def test_without_seeds_of_their_own_answers_have_the_seed_of_the_settings_plus_their_number(model, tokenizer):
+    settings = Settings(do_sample=True, temperature=2.0, top_k=0, top_p=1.0, max_new_tokens=8, seed=5)
+    prompts = [PROMPTS[0]] * 3
+    drawn = list(generate_answers(model, tokenizer, prompts, settings, {EOS}, 2))
+    given = list(generate_answers(model, tokenizer, prompts, settings, {EOS}, 3, seeds=[5, 6, 7]))
+    assert drawn == given and len(set(map(tuple, drawn))) == 3

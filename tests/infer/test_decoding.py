@@ -3,6 +3,10 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from luthier.infer.decoding import MAX_WAITING, UNFINISHED, TextStream
 from tests.tiny import byte_tokenizer
@@ -75,3 +79,11 @@ def test_the_work_grows_with_the_tokens_and_not_with_their_square(tokenizer, kin
     for _ in range(2000):
         stream.push(repeated)
     assert counted.num_ids <= 2000 * 6 * MAX_WAITING
+
+
+def test_a_space_that_a_tokenizer_leaves_out_at_the_start_of_a_text_stays_inside_it():
+    """The decoder of SentencePiece drops the first space of whatever it is given."""
+    words = Tokenizer(WordLevel({"\u2581a": 0, "\u2581b": 1, "c": 2}, unk_token="c"))
+    words.decoder = Metaspace()
+    stream = TextStream(PreTrainedTokenizerFast(tokenizer_object=words), skip_special_tokens=True)
+    assert [stream.push(i) for i in (0, 1, 2, 1, 0)] == ["a", " b", "c", " b", " a"]

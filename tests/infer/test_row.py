@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from luthier.core.errors import InvalidInput
 from luthier.infer.row import Chooser, Row, chosen_together, scored
+from luthier.infer.row import new_row as row_of_model
 from luthier.infer.types import Answer, Piece, Settings
 from tests.tiny import byte_tokenizer
 
@@ -143,3 +145,30 @@ def test_the_score_of_a_token_is_its_log_probability():
     expected = logits(7, 8).log_softmax(-1)
     assert token.logprob == pytest.approx(float(expected[7])) and [i for i, _ in token.top] == [7, 8]
     assert scored(7, logits(7), None).logprob is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_prompt_tokens", "num_positions", "num_new_tokens"),
+    [
+        ({"max_new_tokens": 10}, 3, None, 10),
+        ({"max_new_tokens": 10}, 3, 13, 10),
+        ({"max_new_tokens": 10}, 3, 12, 9),
+        ({"max_new_tokens": 10}, 11, 12, 1),
+        ({"max_new_tokens": 0, "max_length": 8}, 3, None, 5),
+        ({"max_new_tokens": 0, "max_length": 8}, 3, 7, 4),
+    ],
+)
+def test_prompt_and_answer_fill_the_context_and_no_more(keys, num_prompt_tokens, num_positions, num_new_tokens):
+    given = {"stop_ids": [EOS], "tokenizer": TOKENIZER, "deliver": lambda item: None}
+    row = row_of_model([1] * num_prompt_tokens, Settings(**keys), num_positions=num_positions, **given)
+    assert row.num_new_tokens == num_new_tokens
+
+
+def test_a_prompt_that_fills_the_context_has_no_answer_and_can_be_scored():
+    given = {"num_positions": 4, "stop_ids": [EOS], "tokenizer": TOKENIZER, "deliver": lambda item: None}
+    with pytest.raises(InvalidInput, match="no room for an answer"):
+        row_of_model([1] * 4, Settings(max_new_tokens=1), **given)
+    scored = Settings(max_new_tokens=1, num_logprobs=0, prompt_logprobs=True)
+    assert row_of_model([1] * 4, scored, **given).num_new_tokens == 0
+    with pytest.raises(InvalidInput, match="no room for an answer"):
+        row_of_model([1] * 5, scored, **given)

@@ -26,6 +26,7 @@ SCRIPTS = {
     "call": ["Let me see. <tool_", CALL.removeprefix("<tool_"), "\n" + CALL],
     "fail": ["some", RunFailed("out of memory")],
     "bug": ["some", KeyError("inner")],
+    "cut call": [CALL, "And", "..."],
     "half": [CALL.replace("Łódź", "\\ud800")],
     "wait": ["first", GATE, "last"],
     "€": ["a", "€", "\u2028b"],
@@ -95,7 +96,13 @@ def test_the_chunks_of_a_stream(server):
 
 
 def test_a_stream_has_the_same_parts_as_the_whole(client):
-    for text in SCRIPTS.keys() - {"fail", "bug", "wait", "long"}:  # the helper refuses an answer that was cut off
+    for text in SCRIPTS.keys() - {
+        "fail",
+        "bug",
+        "wait",
+        "long",
+        "cut call",
+    }:  # the helper refuses an answer that was cut off
         whole = ask(client, text, tools=[WEATHER]).choices[0]
         with client.chat.completions.stream(
             model="x", messages=[{"role": "user", "content": text}], tools=[WEATHER]
@@ -129,6 +136,22 @@ def test_calls_stream(server):
     assert all(set(call) == {"index", "id", "type", "function"} for call in calls)
     assert not any("tool_call>" in (delta.get("content") or "") for delta in deltas)
     assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_cut_off_after_a_call_ends_with_length(server, stream):
+    response = post(server, messages=[{"role": "user", "content": "cut call"}], tools=[WEATHER], stream=stream)
+    assert response.text.count('"weather"') == 1
+    assert '"finish_reason":"length"' in response.text and '"finish_reason":"tool_calls"' not in response.text
+
+
+def test_the_tokens_up_to_the_only_call_are_counted(server):
+    """The same in a stream and without one: those that came before the answer was ended."""
+    fields = {"messages": [{"role": "user", "content": "call"}], "tools": [WEATHER], "parallel_tool_calls": False}
+    whole = post(server, **fields).json()["usage"]
+    chunks = data_lines(post(server, stream=True, stream_options={"include_usage": True}, **fields))
+    num_tokens = len(server[2].tokenizer.encode("".join(SCRIPTS["call"][:2]), add_special_tokens=False))
+    assert chunks[-2]["usage"] == whole and whole["completion_tokens"] == num_tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -46,6 +46,17 @@ def test_many_prompts_with_several_choices_each(server):
     body = post(server, prompt=["a", "b"], n=2).json()
     assert [choice["text"] for choice in body["choices"]] == ["[a]!", "[a]!", "[b]!", "[b]!"]
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18}, "a prompt is read once"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_choice_of_many_prompts_begins_with_its_own(server, stream):
+    response = post(server, prompt=["a", "b"], n=2, echo=True, return_token_ids=True, stream=stream)
+    texts = dict.fromkeys(range(4), "")
+    for body in chunks_of(response) if stream else [response.json()]:
+        for choice in body["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert list(texts.values()) == ["a[a]!", "a[a]!", "b[b]!", "b[b]!"]
 
 
 def test_echo_with_logprobs_as_harnesses_ask_for_it(server):

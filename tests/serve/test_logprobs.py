@@ -30,3 +30,15 @@ def test_impossible_tokens_are_still_json(tokenizer):
     texts = TokenTexts(tokenizer)
     for found in (chat_logprobs([token], texts), completion_logprobs([token], texts)):
         json.dumps(found, allow_nan=False)
+
+
+def test_the_offset_of_a_token_is_that_of_its_text(tokenizer):
+    """A special token has a text of several characters, and a byte of a character counts as it is shown."""
+    first = tokenizer.encode("\u20ac", add_special_tokens=False)[0]
+    ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("a"), first, tokenizer.convert_tokens_to_ids("b")]
+    found = completion_logprobs([Token(i) for i in ids], TokenTexts(tokenizer))
+    at = 0
+    for text, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        assert offset == at
+        at += len(text)
+    assert len(found["tokens"][0]) > 1

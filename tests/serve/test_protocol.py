@@ -1,9 +1,12 @@
 """Bodies of requests: types are strict, null is absent, and unknown fields are remembered by name."""
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
 from luthier.serve.protocol import ChatRequest, CompletionRequest, Tool, extras, plain
+from tests.serve.fakes import CALL, chat_model, serving
+from tests.serve.odd_requests import ODD, REQUESTS, body_with, paths
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -76,3 +79,21 @@ def test_a_body_that_is_nested_too_deeply_is_refused():
         deep = [deep]
     with pytest.raises(ValueError, match="nested"):
         plain(deep)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_no_value_of_any_field_is_a_fault_of_the_server(name):
+    """It would be status 500 or `server_error`, and a place in the queue that is never given back."""
+    path, body = REQUESTS[name]
+    with serving(chat_model(lambda prompt: [CALL])) as (url, service), httpx.Client(base_url=url, timeout=60) as client:
+        statuses = set()
+        for place in [*paths(body), ("unknown",)]:
+            for value in ODD:
+                content = body_with(body, place, value)
+                answer = client.post(path, content=content, headers={"content-type": "application/json"})
+                where = f"{place}: {content[:300]}: {answer.text[:300]}"
+                assert answer.status_code in (200, 400, 405) and "server_error" not in answer.text, where
+                assert answer.status_code == 200 or set(answer.json()["error"]) >= {"message", "param"}, where
+                statuses.add(answer.status_code)
+        assert statuses >= {200, 400}
+        assert service.admission.num_answers == 0 and not service.model.fault

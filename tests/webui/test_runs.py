@@ -167,3 +167,12 @@ def test_a_name_that_is_not_utf8_is_passed_over_and_named_once(tmp_path, said):
         assert [run.name for run in find_runs(tmp_path)] == ["good"]
     assert "\n".join(said).count(r"caf\xe9': is not shown, since its name is not UTF-8") == 1
     assert [name for name, _ in files_in(tmp_path / "good")] == ["b\ufffd", "trainer_log.jsonl"]
+
+
+def test_results_that_are_older_than_the_log_are_those_of_an_earlier_start(tmp_path):
+    """A finished run was resumed for more steps, and killed."""
+    now = time.time()
+    folder = run_folder(tmp_path / "run", all_results={}, log="{}\n")
+    os.utime(folder / "all_results.json", (now - 900, now - 900))
+    os.utime(folder / "trainer_log.jsonl", (now - 600, now - 600))
+    assert read_run(folder, now).state == "unfinished"

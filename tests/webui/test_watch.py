@@ -130,3 +130,12 @@ def test_a_line_that_is_nested_without_end_is_left_out(tmp_path):
     (tmp_path / "log").write_text('{"current_steps": 1, "loss": 2.0}\n' + "[" * 9999 + "\n", "utf-8")
     curves = Curves(tmp_path / "log")
     assert curves.read() and curves.curve("loss") == [(1, 2.0)]
+
+
+@pytest.mark.parametrize("place", range(41))
+def test_thinning_keeps_an_extreme_wherever_it_is(place):
+    """At the edges of stretches too."""
+    for extreme in (5.0, -5.0):
+        values = [0.0] * 41
+        values[place] = extreme
+        assert (place, extreme) in thinned(range(41), values, 10)
