@@ -85,7 +85,8 @@ def main() -> None:
     found = {}
     for base in BASES:
         command = [sys.executable, __file__, "--worker", base, "--steps", str(args.steps)]
-        found[base] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[base] = json.loads(done.stdout.splitlines()[-1])
         row = found[base]
         print(
             f"{base:<6} first loss {row['first']:.4f}  last ten {row['loss']:.4f}  {row['seconds']:.0f} s  peak"
