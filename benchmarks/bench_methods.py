@@ -78,7 +78,7 @@ def draw(name: str, method: Method, curve: list[tuple[int, float]]) -> Path:
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color="#2a5db0")
     axes.set(xlabel="optimizer step", ylabel=fill(method.label, 30), title=f"examples/{name}.yaml")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     CURVES.mkdir(parents=True, exist_ok=True)
     path = CURVES / f"{name}.png"
