@@ -9,6 +9,7 @@ from luthier.infer.engines.huggingface import HuggingFaceModel
 from luthier.infer.grammar import json_grammar
 from luthier.infer.types import Settings
 from tests.tiny import TINY_LLAMA, byte_tokenizer
+from tests.waiting import until
 
 SCHEMA = {"enum": ["yes", "no"]}
 
@@ -65,6 +66,21 @@ def test_beams_are_those_of_generate(llama):
 def test_beam_search_refuses_what_concerns_single_tokens(llama):
     with pytest.raises(InvalidInput, match="num_beams: 3 does not go with log-probabilities -> set num_beams: 1"):
         answer(llama, Settings(num_beams=3, num_logprobs=1), alone=False)
+
+
+def test_a_canceled_answer_ends_at_its_next_token(llama, monkeypatch):
+    own, taken = _RowChooses.__call__, []
+
+    def canceled_meanwhile(self, *given):
+        taken.append(1)
+        self.row.is_canceled = True
+        return own(self, *given)
+
+    monkeypatch.setattr(_RowChooses, "__call__", canceled_meanwhile)
+    model = HuggingFaceModel(llama, byte_tokenizer(), [260], use_kv_cache=False)
+    model.submit([1, 2], Settings(do_sample=False, max_new_tokens=100, ignore_eos=True))
+    until(lambda: not model.num_running)
+    assert len(taken) == 1
 
 
 def test_a_prompt_is_not_scored_alone(llama):

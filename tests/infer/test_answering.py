@@ -117,6 +117,17 @@ def test_a_fault_of_the_model_reaches_every_caller_and_the_next_is_answered():
     assert len(ids_of(model.submit([1], GREEDY))) > 0
 
 
+def test_a_fault_that_ends_the_thread_reaches_every_caller_and_the_next_is_answered(monkeypatch):
+    """A fault of our own, which no row has: the next row starts the thread again."""
+    model = engine(max_rows=1)
+    with monkeypatch.context() as broken:
+        broken.setattr("luthier.infer.answering.num_read_together", lambda rows: 1 / 0)
+        for ticket in [model.submit([n], GREEDY) for n in range(3)]:
+            with pytest.raises(ZeroDivisionError):
+                text_of(ticket)
+    assert ids_of(model.submit([1], GREEDY)) == ids_of(engine().submit([1], GREEDY))
+
+
 @pytest.mark.parametrize("place", ["read", "step", "choose"])
 @pytest.mark.parametrize("use_kv_cache", [True, False])
 def test_a_failed_device_ends_all_answers_with_one_error(monkeypatch, place, use_kv_cache):

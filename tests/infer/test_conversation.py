@@ -5,6 +5,7 @@ import json
 import pytest
 
 from luthier.core.errors import InvalidInput
+from luthier.data.media.kinds import media_kind
 from luthier.data.types import Message, ToolCall
 from luthier.infer.conversation import Conversation, read_tools
 from luthier.infer.reading import AnswerFormat, Thought, Words
@@ -156,3 +157,14 @@ def test_a_text_that_is_not_utf8_is_refused_and_the_conversation_goes_on(changes
 def test_a_file_that_cannot_be_there_is_said(name):
     with pytest.raises(InvalidInput, match="there is no such file"):
         session().conversation.show(name)
+
+
+def test_a_question_that_is_taken_back_shows_its_own_media_again():
+    kind = media_kind("image")
+    chat = session()
+    first, second = (kind.item(f"/{name}.png") for name in ("first", "second"))
+    asked = [Message("user", kind.place + text) for text in ("What?", "And this?")]
+    chat.conversation.history = (asked[0], Message("assistant", "A cat."), asked[1], Message("assistant", "A dog."))
+    chat.conversation.items = (first, second)
+    assert chat.conversation.take_back() == "And this?"
+    assert (chat.conversation.items, chat.conversation.shown) == ((first,), (second,))

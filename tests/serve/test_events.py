@@ -47,6 +47,15 @@ def test_a_ping_goes_out_in_silence():
     assert PING not in asyncio.run(listed(slow(b"a", b"b")))
 
 
+def test_a_pause_that_is_shorter_than_the_silence_is_no_reason_for_a_ping():
+    async def paused():
+        yield b"a"
+        await asyncio.sleep(0.02)  # the task of the pings has looked meanwhile
+        yield b"b"
+
+    assert asyncio.run(listed(paused())) == [b"a", b"b", DONE]
+
+
 def test_nothing_follows_an_error():
     found = asyncio.run(listed(slow(b"a", ApiError("broken", status=500, type="server_error"))))
     assert found[0] == b"a" and len(found) == 2
