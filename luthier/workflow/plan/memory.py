@@ -39,13 +39,18 @@ ALLOCATOR_SHARE = 0.05
 length, and next to nothing where they are packed to one length."""
 HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 1 / 4
 """What the C library holds beyond what is in use, and in a run with images, whose pixels and encoder leave gaps."""
+_BYTE = (1 + 4 / 256) / 4
+"""A number in 8 bits: a byte of the four of float32, and one scale in float32 for 256 of them."""
 STATES = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "nadamw", "radamw", "adamax"), 2.0),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 0.5),
-    **dict.fromkeys(("sgd", "adafactor", "lion_8bit", "paged_lion_8bit"), 0.0),
-    **dict.fromkeys(("adagrad", "rmsprop", "lion_32bit", "paged_lion_32bit"), 1.0),
+    **dict.fromkeys(("sgd", "adafactor", "lomo", "adalomo"), 0.0),
+    **dict.fromkeys(("adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "schedule_free_sgd"), 1.0),
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit"), 1.0),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit", "grokadamw"), 3.0),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), _BYTE),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), 2 * _BYTE),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3 * _BYTE),
 }
-"""`optim` -> numbers of state for each trained number, in its format; what is not here is taken for AdamW."""
+"""`optim` -> numbers of state for each trained number, in its format; what is not here has the two of AdamW."""
 
 
 @dataclass(frozen=True, slots=True)
