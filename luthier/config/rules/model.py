@@ -32,6 +32,12 @@ MODEL_RULES = Rules(
             "set the one that the adapter was trained with, or leave the adapters out",
             all_of(is_set("model", "adapter_name_or_path"), not_(trains_adapter)),
         ),
+        Rule(
+            ("adapter_name_or_path",),
+            "names an adapter twice, and it would be merged twice",
+            "name each adapter once",
+            lambda run: len(set(run.model.adapter_name_or_path)) < len(run.model.adapter_name_or_path),
+        ),
         at_least("data", "cutoff_len", 1),
     )
 )

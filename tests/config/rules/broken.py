@@ -75,6 +75,7 @@ MODEL = [
         {},
         {"model_name_or_path": ""},
         {"finetuning_type": "full", "adapter_name_or_path": "a"},
+        {"adapter_name_or_path": "a,b,a"},
         {"init_special_tokens": "desc_init"},
         {"new_special_tokens_config": "t", "add_special_tokens": "<a>"},
         {"stage": "rm", "moe_aux_loss_coef": 0.1},
