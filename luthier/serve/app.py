@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -19,6 +20,7 @@ from luthier.core.log import info
 from luthier.serve import chat, completions
 from luthier.serve.admission import Admission
 from luthier.serve.answers import Answers
+from luthier.serve.convert import web_addresses
 from luthier.serve.errors import ApiError, engine_ended, failed, loading, of_fields, of_status, stopping, wrong_kind
 from luthier.serve.events import ClientGone, EventStream, while_connected
 from luthier.serve.fields import HEADER, IgnoredFields
@@ -27,6 +29,7 @@ from luthier.serve.middleware import Surroundings, error_response
 from luthier.serve.model import ChatModel, RewardModel
 from luthier.serve.options import ServerOptions
 from luthier.serve.protocol import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -37,6 +40,8 @@ from luthier.serve.scoring import scored
 
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client is gone. Nobody reads it but the metrics."""
+MAX_FETCHING = 8
+"""Requests whose images are fetched at the same time."""
 Result = TypeVar("Result")
 Requested = TypeVar("Requested", ChatRequest, CompletionRequest)
 Prepared = TypeVar("Prepared", chat.Chat, completions.Completion)
@@ -55,6 +60,7 @@ class Service:
         self.open: WeakSet[Answers] = WeakSet()
         """What is being answered."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
+        self._fetchers = ThreadPoolExecutor(max_workers=MAX_FETCHING, thread_name_prefix="fetching")
 
     def abort(self) -> None:
         """End all answers, each with an error that says why."""
@@ -62,11 +68,21 @@ class Service:
             answers.abort(stopping())
 
     def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        for workers in (self._worker, self._fetchers):
+            workers.shutdown(wait=False, cancel_futures=True)
 
     async def apart(self, work: Callable[..., Result], *args: Any) -> Result:
         """Work that takes long for long texts is done in a thread, one request at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
+
+    async def having_fetched(self, messages: Sequence[ChatMessage], model: ChatModel) -> ChatModel:
+        """The model, which knows what is at the addresses in these messages. No other request waits for them."""
+        rules = model.images
+        urls = web_addresses(messages) if rules is not None and rules.allows_urls else []
+        if rules is None or not urls:
+            return model
+        known = asyncio.get_running_loop().run_in_executor(self._fetchers, rules.having_fetched, urls)
+        return replace(model, images=await known)
 
     @property
     def any_model(self) -> ChatModel | RewardModel:
@@ -224,7 +240,8 @@ async def _respond(
     model, headers = service.chat_model, service.ignored.headers(body)
     service.admission.check()  # before the work on the prompt
     service.log("request", body.model_dump(exclude_none=True))
-    asked = await service.apart(prepared, body, model)
+    messages = body.messages if isinstance(body, ChatRequest) else ()
+    asked = await service.apart(prepared, body, await service.having_fetched(messages, model))
     answers = Answers(model, service.admission, service.metrics, asked.jobs)
     answers.start()
     service.open.add(answers)
@@ -267,7 +284,10 @@ def _add_text_routes(app: FastAPI, service: Service) -> None:
     async def tokenize(body: TokenizeRequest) -> JSONResponse:
         """The token ids of a text (`prompt`), or of the prompt for a conversation (`messages`)."""
         headers = service.ignored.headers(body)
-        ids = await service.apart(_token_ids, body, service.any_model)
+        model = service.any_model
+        if isinstance(model, ChatModel):
+            model = await service.having_fetched(body.messages or (), model)
+        ids = await service.apart(_token_ids, body, model)
         limit = service.any_model.num_positions
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit}, headers=headers)
 

@@ -13,7 +13,7 @@ from luthier.data.chat.parts import has_place
 from luthier.data.media.kinds import media_kind
 from luthier.data.types import ASKING, RESULT_JOINER, Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
-from luthier.serve.images import ImageRules
+from luthier.serve.images import ImageRules, is_on_the_web
 from luthier.serve.protocol import ChatMessage, ContentPart, FunctionCall, Tool, plain
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
@@ -55,16 +55,30 @@ class _MediaSoFar:
         if self.rules is None:
             raise ApiError(f"{where}: this model takes text only, no part of type {part.type[:40]!r}", param=where)
         kind = media_kind(_MEDIA_PARTS[part.type])
-        key = part.type if part.type == "input_audio" else f"{kind.name}_url"
-        given = (part.model_extra or {}).get(key)
-        url = given.get("url") if isinstance(given, dict) else given
-        if key == "input_audio" and isinstance(given, dict) and isinstance(given.get("data"), str):
-            url = f"data:audio;base64,{given['data']}"
+        key, url = _address(part)
         if not isinstance(url, str) or not url:
             needs = "data" if key == "input_audio" else "url"
             raise ApiError(f"{where}.{key}: this field is required, as an object with {needs}", param=where)
         self.items.append(self.rules.item_of(url, kind, where))
         return kind.place
+
+
+def _address(part: ContentPart) -> tuple[str, Any]:
+    """The key of a part with media, and what it names: text, if the request is right."""
+    key = part.type if part.type == "input_audio" else f"{_MEDIA_PARTS[part.type]}_url"
+    given = (part.model_extra or {}).get(key)
+    if not isinstance(given, dict):
+        return key, given
+    if key == "input_audio" and isinstance(given.get("data"), str):
+        return key, f"data:audio;base64,{given['data']}"
+    return key, given.get("url")
+
+
+def web_addresses(messages: Sequence[ChatMessage]) -> list[str]:
+    """The addresses on the web that these messages name, each once."""
+    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    found = [_address(part)[1] for part in parts if part.type in _MEDIA_PARTS]
+    return list(dict.fromkeys(url for url in found if isinstance(url, str) and is_on_the_web(url)))
 
 
 def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, rules: ImageRules | None = None) -> Asked:

@@ -23,6 +23,12 @@ MAX_SECONDS = 60.0
 _PORTS = {"http": 80, "https": 443}
 
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses that a network translates to the IPv4 address in their last 32 bits (RFC 6052)."""
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+"""The same within one network (RFC 8215); not global, which Python knows since 3.12.4."""
+
+
 class NotFetched(LuthierError):
     """Why an address was not fetched."""
 
@@ -31,7 +37,9 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet."""
     ip = ipaddress.ip_address(address)
     inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return ip.is_global and not ip.is_multicast and (inner is None or is_public(str(inner)))
+    if ip in _NAT64:
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+    return ip.is_global and not ip.is_multicast and ip not in _LOCAL_NAT64 and (inner is None or is_public(str(inner)))
 
 
 def fetched(url: str, max_bytes: int, *, is_allowed: Callable[[str], bool] = is_public) -> bytes:

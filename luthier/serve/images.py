@@ -9,8 +9,8 @@
 What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from os.path import isfile, realpath
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class ImageRules:
         """The item at an address. `place` is that of the part, e.g. `messages[0].content[1]`. Raises `ApiError`."""
         if url.startswith("data:"):
             path = _kept(_decoded(url, kind, place), kind, place)
-        elif url.startswith(("http://", "https://")):
+        elif is_on_the_web(url):
             path = _kept(self._fetched(url, kind, place), kind, place)
         else:
             path = self._local(url.removeprefix("file://"), kind, place)
@@ -51,6 +51,24 @@ class ImageRules:
             reason = str(fault).replace(repr(path), "it").replace(path, "it")
             raise ApiError(f"{place}: this {kind.one} cannot be read: {reason}", param=place) from fault
         return kind.item(path)
+
+    def having_fetched(self, urls: Sequence[str]) -> "ImageRules":
+        """Rules that know the content of these addresses. It may take minutes to learn it."""
+        known = {url: self._outcome(url) for url in urls}
+
+        def content(url: str, _: int) -> bytes:
+            found = known[url]
+            if isinstance(found, NotFetched):
+                raise found
+            return found
+
+        return replace(self, fetch=content)
+
+    def _outcome(self, url: str) -> bytes | NotFetched:
+        try:
+            return self.fetch(url, MAX_IMAGE_BYTES)
+        except NotFetched as fault:
+            return fault
 
     def _fetched(self, url: str, kind: MediaKind, place: str) -> bytes:
         if not self.allows_urls:
@@ -77,6 +95,10 @@ class ImageRules:
                 param=place,
             )
         return str(path)
+
+
+def is_on_the_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 ONLY_SENT = ImageRules()

@@ -2,11 +2,14 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import httpx
 import openai
 import pytest
 
+from luthier.serve.fetching import NotFetched
+from luthier.serve.images import ImageRules
 from tests.serve.fakes import WEATHER, chat_model, serving
 from tests.waiting import until
 
@@ -294,3 +297,32 @@ def test_200_idle_streams_cost_little():
         # The clients and the threads of the fake model are part of this process, so this is an upper bound.
         assert asyncio.run(open_all()) - before < 50 * 2**20
         until(lambda: service.admission.num_answers == 0)
+
+
+def test_nobody_else_waits_for_an_image_that_comes_slowly():
+    asked, comes = threading.Event(), threading.Event()
+
+    def fetch(url: str, most: int) -> bytes:
+        asked.set()
+        assert comes.wait(60)
+        raise NotFetched("it has gone")
+
+    slow = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}]
+    model = replace(chat_model(), images=ImageRules(allows_urls=True, fetch=fetch))
+    with serving(model) as (url, _):
+        waiting = [
+            threading.Thread(target=lambda path=path: found.append(httpx.post(url + path, json={"messages": slow})))
+            for path in (CHAT, "/tokenize")
+        ]
+        found: list[httpx.Response] = []
+        for thread in waiting:
+            thread.start()
+        assert asked.wait(60)
+        assert httpx.post(url + CHAT, json={"messages": HI}).status_code == 200
+        assert not found
+        comes.set()
+        for thread in waiting:
+            thread.join()
+    for response in found:
+        assert response.status_code == 400 and "cannot be fetched: it has gone" in response.text
+    assert len(found) == 2

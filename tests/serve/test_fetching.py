@@ -103,7 +103,7 @@ def test_a_host_that_sends_a_byte_now_and_then(port, monkeypatch):
         fetch(f"http://{OUTSIDE}:{port}/a.png")
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07::1"])
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07::1", "64:ff9b::93.184.215.14"])
 def test_public_addresses(address):
     assert is_public(address)
 
@@ -122,6 +122,7 @@ def test_public_addresses(address):
             "224.0.0.1",
         ),
         *("::1", "fe80::1", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::1", "ff02::1", "::"),
+        *("64:ff9b::7f00:1", "64:ff9b::10.0.0.1", "64:ff9b:1::10.0.0.1"),
     ],
 )
 def test_private_addresses(address):
