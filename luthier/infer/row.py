@@ -91,6 +91,8 @@ class Chooser:
         left = processors if self._has_rare else [one for one in processors if not isinstance(one, _REPLACED)]
         self._processors = LogitsProcessorList(left)
         self._counts: Counter[int] = Counter()
+        self._biased = torch.tensor(list(settings.logit_bias), dtype=torch.long)
+        self._biases = torch.tensor(list(settings.logit_bias.values()), dtype=torch.float32)
         self._generator = torch.Generator()
         seed = int(torch.randint(2**62, ())) if settings.seed is None else settings.seed
         self._generator.manual_seed(seed % 2**63)
@@ -122,8 +124,8 @@ class Chooser:
             seen = torch.tensor(list(self._counts), dtype=torch.long, device=scores.device)
             counts = torch.tensor(list(self._counts.values()), dtype=scores.dtype, device=scores.device)
             scores[seen] -= settings.presence_penalty + settings.frequency_penalty * counts
-        for token_id, bias in settings.logit_bias.items():
-            scores[token_id] += bias
+        if settings.logit_bias:
+            scores[self._biased.to(scores.device)] += self._biases.to(scores)
         if self.matcher is not None:
             scores = self.matcher.mask(scores)
         if self._processors:
