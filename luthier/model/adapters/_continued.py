@@ -80,13 +80,9 @@ def _is_target(key: str) -> bool:
 
 def _comparable(value: Any) -> Any:
     """Lists in any order; one that is not there is empty."""
-    return (
-        frozenset(map(str, value))
-        if isinstance(value, list | tuple | set)
-        else value
-        if value is not None
-        else frozenset()
-    )
+    if value is None:
+        return frozenset()
+    return frozenset(map(str, value)) if isinstance(value, list | tuple | set) else value
 
 
 def _words(value: Any) -> str:
