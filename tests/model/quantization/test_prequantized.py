@@ -378,7 +378,7 @@ def test_a_library_that_is_missing_is_named_before_weights_are_read(world, monke
         ({"loftq_init": True, "quantization_bit": 4}, "loftq_init"),
         ({"fsdp": "full_shard"}, "fsdp"),
         ({"adapter_name_or_path": "ADAPTER", "create_new_adapter": True}, "create_new_adapter"),
-        ({"adapter_name_or_path": "ADAPTER,ADAPTER"}, "adapter_name_or_path"),
+        ({"adapter_name_or_path": "ADAPTER,ANOTHER"}, "adapter_name_or_path"),
     ],
 )
 def test_what_packed_weights_cannot_do_is_told_before_they_are_read(world, monkeypatch, keys, key):
