@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer writes for bytes that are not (yet) a whole character."""
-
-
 MAX_BYTES = 4
 """Of a character in UTF-8."""
 MAX_WAITING = 64

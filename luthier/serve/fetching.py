@@ -21,8 +21,6 @@ TIMEOUT_SECONDS = 10.0
 MAX_SECONDS = 60.0
 """For the whole content, with redirects; a host may send a byte now and then."""
 _PORTS = {"http": 80, "https": 443}
-
-
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses that a network translates to the IPv4 address in their last 32 bits (RFC 6052)."""
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 SETTINGS_LOGGER = "transformers.generation.configuration_utils"
 """What warns of settings without effect; `repair_generation_config` says what becomes of them."""
-
-
 _MOST_IDS = 1 << 31
 
 
