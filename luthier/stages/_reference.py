@@ -9,6 +9,7 @@ from luthier.config.rules.engine import (
     all_of,
     is_given,
     is_set,
+    merged_once,
     missing_library,
     not_,
     value_of,
@@ -56,7 +57,10 @@ def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
     )
 
 
-REFERENCE_BITS = bits_of_other("ref_model_quantization_bit", "ref_model")
+REFERENCE_RULES = (
+    *bits_of_other("ref_model_quantization_bit", "ref_model"),
+    merged_once("method", "ref_model_adapters"),
+)
 
 
 def reference_model(config: ReferenceConfig, *, is_cached: bool = False) -> FrozenModelSpec:
@@ -98,7 +102,7 @@ def adapters_of_reference(has_reference: Condition) -> Rule:
 def of_reference(has_reference: Condition) -> tuple[Rule, ...]:
     """Rules for the keys of `ReferenceConfig`."""
     return (
-        *REFERENCE_BITS,
+        *REFERENCE_RULES,
         adapters_of_reference(has_reference),
         warning(
             ("ref_model", "do_train"),

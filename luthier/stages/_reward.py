@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, not_
+from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, merged_once, not_
 from luthier.config.rules.model import scores_with_adapter, trains_adapter
 from luthier.stages._pairs import NO_PACKING
-from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, bits_of_other
+from luthier.stages._reference import REFERENCE_RULES, ReferenceConfig, bits_of_other
 from luthier.stages._served_rollouts import SERVED_RULES
 
 
@@ -64,8 +64,9 @@ ROLLOUT_RULES = (
             and len(run.method.reward_weights) != len(run.method.reward_funcs) + (run.method.reward_model is not None)
         ),
     ),
-    *REFERENCE_BITS,
+    *REFERENCE_RULES,
     *bits_of_other("reward_model_quantization_bit", "reward_model"),
+    merged_once("method", "reward_model_adapters"),
     Rule(
         ("reward_model_quantization_bit", "reward_model_type"),
         "is about a model that is loaded here, and a server loads its own",

@@ -13,7 +13,7 @@ from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
-from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, reference_model
+from luthier.stages._reference import REFERENCE_RULES, ReferenceConfig, adapters_of_reference, reference_model
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ RULES = Rules(
                 ("ref_model_adapters", "use_asft_loss"),
             )
         ),
-        *REFERENCE_BITS,
+        *REFERENCE_RULES,
         adapters_of_reference(is_set("method", "use_asft_loss")),
         Rule(
             ("label_smoothing_factor", "use_asft_loss"),

@@ -140,6 +140,17 @@ def at_least(section: str, key: str, minimum: float, remedy: str = "") -> Rule:
     return Rule((key,), f"must be at least {minimum}", remedy, is_below)
 
 
+def merged_once(section: str, key: str) -> Rule:
+    """No adapter of the series `key` may be named twice."""
+    value = value_of(section, key)
+    return Rule(
+        (key,),
+        "names an adapter twice, and it would be merged twice",
+        "name each adapter once",
+        lambda run: len(set(value(run))) < len(value(run)),
+    )
+
+
 def finite(section: str, key: str) -> Rule:
     """The number `key` must not be infinite, unless it is null."""
     value = value_of(section, key)

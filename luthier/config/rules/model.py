@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, not_
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, merged_once, not_
 from luthier.core.kinds import ADAPTERS
 
 
@@ -32,12 +32,7 @@ MODEL_RULES = Rules(
             "set the one that the adapter was trained with, or leave the adapters out",
             all_of(is_set("model", "adapter_name_or_path"), not_(trains_adapter)),
         ),
-        Rule(
-            ("adapter_name_or_path",),
-            "names an adapter twice, and it would be merged twice",
-            "name each adapter once",
-            lambda run: len(set(run.model.adapter_name_or_path)) < len(run.model.adapter_name_or_path),
-        ),
+        merged_once("model", "adapter_name_or_path"),
         at_least("data", "cutoff_len", 1),
     )
 )

@@ -381,6 +381,18 @@ STAGE = [
         {"on_overlong": "split"},
         *({key: True} for key in ("packing", "neat_packing", "predict_with_generate", "upcast_lmhead_output")),
     ),
+    *cases({"use_asft_loss": True, "ref_model": "r"}, {"ref_model_adapters": "a,a"}),
+    *(
+        case
+        for name in ("dpo", "kto")
+        for case in cases({**STAGES[name], "ref_model": "r"}, {"ref_model_adapters": "a,a"})
+    ),
+    *(
+        case
+        for name in ("ppo", "grpo")
+        for key in ("ref_model_adapters", "reward_model_adapters")
+        for case in cases({**STAGES[name], "ref_model": "r", "reward_model_type": "full"}, {key: "a,a"})
+    ),
     *cases(STAGES["dpo"], {"do_predict": True}, {"lora_dropout": 0.1}),
     *cases(
         {},
