@@ -162,3 +162,19 @@ def test_early_stopping_and_the_best_model(values):
     kept = load_file(Path(values["output_dir"], f"checkpoint-{best}", "model.safetensors"))
     final = load_file(Path(values["output_dir"], "model.safetensors"))
     assert all(torch.equal(kept[name], final[name]) for name in kept)
+
+
+@pytest.mark.skipif(not is_installed("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_embeddings_of_one_run_take_no_memory_of_the_next(values):
+    """transformers asks for 32 bits for embeddings, and bitsandbytes would remember where their weights stand."""
+    luthier.train({**values, "optim": "adamw_8bit"})
+    lora = {
+        "finetuning_type": "lora",
+        "lora_rank": 64,
+        "lora_target": "q_proj",
+        "output_dir": f"{values['output_dir']}-2",
+    }
+    luthier.train({**values, **lora, "optim": "adamw_8bit", "save_strategy": "steps", "save_steps": 1})
+    saved = torch.load(Path(lora["output_dir"], "checkpoint-1", "optimizer.pt"), weights_only=True)["state"]
+    moments = [part["state1"].dtype for state in saved.values() for part in state.values() if isinstance(part, dict)]
+    assert set(moments) == {torch.uint8}

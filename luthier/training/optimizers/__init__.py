@@ -27,6 +27,8 @@ DEFAULT_MAX_GRAD_NORM = 1.0
 """The default of transformers. It is written to `run.yaml`, so it does not count as set by the user."""
 ANY_BASE = (*ADAMW, "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 """The values of `optim` that can step on proxy parameters instead of the weights."""
+SMALLEST_OF_8_BITS = 4096
+"""Tensors of fewer numbers have full states, in bitsandbytes and torchao."""
 
 
 @dataclass(frozen=True, slots=True)

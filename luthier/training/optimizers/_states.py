@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from luthier.training.optimizers import ADAMW
+from luthier.training.optimizers import ADAMW, SMALLEST_OF_8_BITS
 
 OF_8_BITS = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 HAS_NO_KERNEL = (*ADAMW, *OF_8_BITS)
-SMALLEST_OF_8_BITS, NUMBERS_PER_SCALE, NUM_CODES = 4096, 256, 256
+NUMBERS_PER_SCALE, NUM_CODES = 256, 256
 
 
 class StatesAlone(Optimizer):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import ADAPTERS
 from luthier.workflow.plan.shape import holds_format, num_file_bytes, num_weight_bytes
+from luthier.workflow.plan.states import states_bytes
 from luthier.workflow.plan.trace import Trace
 from luthier.workflow.plan.update import Update
 
@@ -39,18 +40,6 @@ ALLOCATOR_SHARE = 0.05
 length, and next to nothing where they are packed to one length."""
 HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 1 / 4
 """What the C library holds beyond what is in use, and in a run with images, whose pixels and encoder leave gaps."""
-_BYTE = (1 + 4 / 256) / 4
-"""A number in 8 bits: a byte of the four of float32, and one scale in float32 for 256 of them."""
-STATES = {
-    **dict.fromkeys(("sgd", "adafactor", "lomo", "adalomo"), 0.0),
-    **dict.fromkeys(("adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "schedule_free_sgd"), 1.0),
-    **dict.fromkeys(("lion_32bit", "paged_lion_32bit"), 1.0),
-    **dict.fromkeys(("ademamix", "paged_ademamix_32bit", "grokadamw"), 3.0),
-    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), _BYTE),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), 2 * _BYTE),
-    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3 * _BYTE),
-}
-"""`optim` -> numbers of state for each trained number, in its format; what is not here has the two of AdamW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +123,9 @@ def held_by(
     libraries_bytes: int,
 ) -> Held:
     """`libraries_bytes`: what this process holds before the weights are loaded."""
-    trained = trained_weights(shape)
+    trained = trained_bytes(shape)
     on_device = machine.device != "cpu"
     weights = num_weight_bytes(run, shape)
-    numbers = STATES.get(run.training["optim"], 2.0)
     files = num_file_bytes(text.source)
     is_mapped = files > 0 and holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
@@ -150,9 +138,9 @@ def held_by(
     return Held(
         libraries_bytes=(CONTEXT_BYTES if machine.is_assumed else 0) if on_device else libraries_bytes,
         weights_bytes=weights,
-        gradients_bytes=sum(trained.values()),
-        optimizer_bytes=round(numbers * sum(trained.values())),
-        frozen_bytes=frozen_bytes(run, stage, weights, sum(trained.values())),
+        gradients_bytes=trained,
+        optimizer_bytes=states_bytes(run.training["optim"], shape.model),
+        frozen_bytes=frozen_bytes(run, stage, weights, trained),
         cache_bytes=cache_bytes(shape, work),
         loading_bytes=files + (full if text.source.files.gguf_file else 0),
         mapped_bytes=mapped,
@@ -172,13 +160,8 @@ def with_updates(held: Held, updates: Sequence[Update]) -> Held:
     )
 
 
-def trained_weights(shape: "Shape") -> dict[str, int]:
-    """Name of each trainable parameter -> its bytes."""
-    return {
-        name: weight.numel() * weight.element_size()
-        for name, weight in shape.model.named_parameters()
-        if weight.requires_grad
-    }
+def trained_bytes(shape: "Shape") -> int:
+    return sum(weight.nbytes for weight in shape.model.parameters() if weight.requires_grad)
 
 
 def frozen_bytes(run: "TrainRun", stage: "Stage", weights: int, trained: int) -> int:

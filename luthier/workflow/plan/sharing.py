@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from luthier.workflow.plan.engine import SPLIT_LAYERS
 from luthier.workflow.plan.groups import Group, groups_of, padded_bytes
-from luthier.workflow.plan.memory import STATES, Held
+from luthier.workflow.plan.memory import Held
+from luthier.workflow.plan.states import states_bytes, states_of
 from luthier.workflow.plan.transfers import Transfer, transfers_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _numbers(shape: "Shape", half: "torch.dtype | None", held: Held) -> Numbers:
 
 def _of_zero(run: "TrainRun", held: Held, engine: "Engine", numbers: Numbers, *, masters: bool) -> Held:
     count = engine.num_processes
-    states = STATES.get(run.training["optim"], 2.0) * numbers.num_trained * MASTER_BYTES
+    # DeepSpeed's optimizer steps on one flat tensor.
+    states = states_of(run.training["optim"]).num_bytes(numbers.num_trained, MASTER_BYTES, is_embedding=False)
     kept = numbers.num_trained * MASTER_BYTES * masters
     number_bytes = 2 if masters else MASTER_BYTES
     # DeepSpeed fills one bucket while the other travels.
@@ -119,7 +121,9 @@ def _of_fsdp(
         held,
         weights_bytes=held.weights_bytes // count if shape.low_bit else sum(local.values()) + buffers,
         gradients_bytes=trained,
-        optimizer_bytes=round(STATES.get(run.training["optim"], 2.0) * trained),
+        optimizer_bytes=states_bytes(
+            run.training["optim"], shape.model, lambda weight: local[id(weight)] // weight.element_size()
+        ),
         gathered_bytes=kept + sum(freed[:2]),
         buckets_bytes=whole + 2 * reduced,
         traces_gradients=False,

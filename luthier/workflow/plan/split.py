@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.model.modules import unwrap
-from luthier.workflow.plan.memory import STATES, Held
+from luthier.workflow.plan.memory import Held
 from luthier.workflow.plan.shape import Shape, Unplanned
+from luthier.workflow.plan.states import states_bytes
 from luthier.workflow.plan.trace import Trace
 
 if TYPE_CHECKING:
@@ -81,12 +82,16 @@ def _named(model: "nn.Module") -> "Iterator[tuple[str, nn.Parameter]]":
 def split(run: "TrainRun", held: Held, shape: Shape, wide: "list[nn.Parameter]", num_processes: int) -> Held:
     """`held`: by a process with the whole vocabulary."""
     surplus = surplus_bytes(wide, num_processes)
-    trained = surplus_bytes([weight for weight in wide if weight.requires_grad], num_processes)
+    names = {id(weight) for weight in wide}
+
+    def share(weight: "torch.Tensor") -> int:
+        return weight.numel() // (num_processes if id(weight) in names else 1)
+
     return replace(
         held,
         weights_bytes=held.weights_bytes - surplus,
         gradients_bytes=held.gradients_bytes - surplus_bytes(_with_shared_gradients(shape, wide), num_processes),
-        optimizer_bytes=held.optimizer_bytes - round(STATES.get(run.training["optim"], 2.0) * trained),
+        optimizer_bytes=states_bytes(run.training["optim"], shape.model, share),
         gathered_bytes=_head_bytes(shape),
     )
 
