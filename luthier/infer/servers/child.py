@@ -24,6 +24,12 @@ TELL_SECONDS = 15.0
 _POLL_SECONDS, _ANSWER_SECONDS = 0.2, 10.0
 _END_SECONDS = keeper.GRACE_SECONDS + 10
 _TAIL_BYTES = 8192
+_OF_A_LAUNCHER = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+    *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+}
+"""What torchrun and Ray tell a process of training. A server is a group of processes of its own: with the variables of
+torchrun its first process would wait for another one to open the store that it opens itself."""
 _COLOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -37,7 +43,8 @@ class ChildServer:
     """A running server. It ends with `close`, when nobody refers to it any more, and with this process."""
 
     def __init__(self, name: str, command: Sequence[str], port: int, environ: Mapping[str, str]) -> None:
-        """`command` serves HTTP on `port`. `environ`: variables beside those of this process."""
+        """`command` serves HTTP on `port`. `environ`: variables beside those of this process, but for what a launcher
+        has told it."""
         self.name, self.port = name, port
         number, path = tempfile.mkstemp(prefix=f"luthier-{name}-", suffix=".log")
         self.log = Path(path)
@@ -48,7 +55,7 @@ class ChildServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **environ},
+                env={**_without_launcher(os.environ), **environ},
                 start_new_session=True,  # Ctrl-C stops an answer, and not the server
             )
         self._is_closing = threading.Event()
@@ -117,17 +124,28 @@ class ChildServer:
         return " / ".join(line.strip() for line in [line for line in text.splitlines() if line.strip()][-count:])
 
 
+def _without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in _OF_A_LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def _end(process: "subprocess.Popen[bytes]", log: Path, is_closing: threading.Event) -> None:
     is_closing.set()
     died_by_itself = process.poll() is not None
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(_END_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            # A process that was forked from this one holds the pipe open. SIGKILL would end the keeper alone.
+            insist()
+    process.wait()
     if not died_by_itself:
         log.unlink(missing_ok=True)
 

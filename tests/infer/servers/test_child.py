@@ -1,6 +1,7 @@
 """A server is waited for, its death is told with its log, and no process of it is left, whatever ends luthier."""
 
 import gc
+import os
 import re
 import signal
 import subprocess
@@ -78,6 +79,34 @@ def test_a_server_that_dies_at_once_is_an_error_with_the_end_of_its_log():
     assert str(caught.value).endswith(f"{server.log}, which ends: ValueError: no GPU")
     assert "no GPU" in server.log.read_text()
     server.log.unlink()
+
+
+def test_a_server_does_not_hear_of_the_launcher_of_this_process(monkeypatch):
+    """vLLM and SGLang make a process group of their own, and torch would look for its store at torchrun's agent."""
+    theirs = {"TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    theirs |= {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (theirs | {"OF_THE_USER": "1"}).items():
+        monkeypatch.setenv(name, value)
+    code = "import os; print(*sorted(os.environ)); raise SystemExit(3)"
+    server = ChildServer("vllm", [sys.executable, "-c", code], free_port(), {"VLLM_API_KEY": "k"})
+    assert server.ends_within(300)
+    names = server.log.read_text().split()
+    assert not theirs.keys() & set(names) and {"OF_THE_USER", "VLLM_API_KEY", "PATH"} <= set(names)
+    server.log.unlink()
+
+
+def test_a_server_ends_although_a_forked_process_holds_its_pipe(tmp_path, monkeypatch):
+    """Such as a worker of a data loader: the end of the pipe does not reach the keeper then."""
+    monkeypatch.setattr(child, "_END_SECONDS", 3.0)
+    server = serving(str(tmp_path))
+    server.wait_until_healthy()
+    pids = processes_with(str(tmp_path))
+    holder = os.dup(server._process.stdin.fileno())
+    try:
+        server.close()
+        until(lambda: not any(map(is_running, pids)))
+    finally:
+        os.close(holder)
 
 
 def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
