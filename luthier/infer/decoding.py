@@ -31,7 +31,11 @@ def end_ids(model: "PreTrainedModel") -> tuple[int, ...]:
 
 def stop_strings(model: "PreTrainedModel") -> tuple[str, ...]:
     """The texts that the model's generation_config.json names as ends of an answer."""
-    own = model.generation_config.stop_strings
+    return stop_strings_of(model.generation_config)
+
+
+def stop_strings_of(config: "GenerationConfig") -> tuple[str, ...]:
+    own = config.stop_strings
     return () if not own else (own,) if isinstance(own, str) else tuple(own)
 
 

@@ -24,7 +24,7 @@ from luthier.core.threads import all_in_threads
 from luthier.infer.engines.vllm import VllmDialect
 from luthier.infer.servers.calls import Call, Refused, get_json, message_of
 from luthier.infer.servers.child import ChildServer
-from luthier.infer.servers.model import Ask
+from luthier.infer.servers.model import FORM_FAULTS, Ask
 
 NUM_REQUESTS = 64
 """That wait for an answer at the same time; the server makes batches of them."""
@@ -96,7 +96,7 @@ class RolloutServer:
     def answers(self, asks: Sequence[Ask]) -> list[list[int]]:
         """The token ids of each answer, the one that ends it included. Raises `RunFailed`."""
         dialect = VllmDialect(self.model)
-        calls = [Call(self.host, self.port, dialect.path, dialect.body(ask), self.key) for ask in asks]
+        calls = [Call(self.host, self.port, dialect.path, _body(dialect, ask), self.key) for ask in asks]
         works = [partial(self._answer, dialect, ask, call) for ask, call in zip(asks, calls, strict=True)]
         try:
             return all_in_threads(works, NUM_REQUESTS)
@@ -117,7 +117,7 @@ class RolloutServer:
                 is_ended = is_ended or event.finish_reason is not None
         except Refused as refusal:
             raise RunFailed(f"vLLM at {self} refuses a prompt: {refusal}") from refusal
-        except (LookupError, TypeError, ValueError) as error:
+        except FORM_FAULTS as error:
             raise RunFailed(
                 f"vLLM at {self} answers in another form ({error!r}) -> install vLLM from 0.33 on"
             ) from error
@@ -151,3 +151,10 @@ class RolloutServer:
             f"the connection to vLLM at {self} broke ({error or type(error).__name__}); earlier checkpoints are kept"
             " -> start the server again, and resume"
         )
+
+
+def _body(dialect: VllmDialect, ask: Ask) -> dict[str, Any]:
+    """The request, with the stop strings: here nobody reads the text of an answer while it is sampled."""
+    settings = ask.settings
+    stops = {"stop": list(settings.stop), "skip_special_tokens": settings.skip_special_tokens} if settings.stop else {}
+    return dialect.body(ask) | stops

@@ -18,11 +18,12 @@ from luthier.core.files import require_writable
 from luthier.core.kinds import ADAPTERS, ENGINES
 from luthier.core.log import info
 from luthier.core.ports import HOST, free_port
+from luthier.infer.decoding import stop_strings_of
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.adapter import require_plain_lora
 from luthier.infer.servers.child import ChildServer, find_program
 from luthier.infer.servers.model import Ask
-from luthier.infer.servers.start import options
+from luthier.infer.servers.start import options, warn_of_unserved
 from luthier.infer.types import Settings
 from luthier.model.heads.score_head import VALUE_HEAD
 from luthier.model.modules import unwrap
@@ -127,13 +128,15 @@ def serve_rollouts(
     else:
         server = _started(run, text, policy, args, limit)
     info(f"rollouts: sampled by vLLM at {server}; the weights go through {folder}")
+    own = unwrap(policy).generation_config
+    warn_of_unserved(own, "rollout_backend")
     (server.label,) = broadcast_object_list([f"rollouts-{secrets.token_hex(4)}"])
     served = ServedRollouts(
         server=server,
         args=args,
         folder=folder.resolve() / server.label,
         is_adapter=is_adapter,
-        settings=settings,
+        settings=replace(settings, min_p=own.min_p, stop=stop_strings_of(own)),
         stop_ids=stop_ids,
         num_positions=limit,
     )

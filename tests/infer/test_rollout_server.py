@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -63,6 +64,15 @@ def test_the_tokens_of_all_events_are_the_answer(server):
     assert found.answers([ASK, ASK]) == [[5, 0], [5, 0]]
     path, body = handler.asked[0]
     assert path == "/v1/completions" and body["model"] == "base" and body["prompt"] == [1] and body["seed"] == 1
+    assert "stop" not in body
+
+
+def test_stop_strings_go_to_the_server_since_nobody_reads_the_text_here(server):
+    found, handler = server
+    handler.body = events({"token_ids": [5], "finish_reason": "stop"})
+    found.answers([replace(ASK, settings=Settings(stop=("a", "b"), skip_special_tokens=False))])
+    ((_, body),) = handler.asked
+    assert (body["stop"], body["skip_special_tokens"]) == (["a", "b"], False)
 
 
 def test_a_signal_that_ends_the_run_does_not_wait_for_an_answer(server):
@@ -93,6 +103,7 @@ def test_a_signal_that_ends_the_run_does_not_wait_for_an_answer(server):
     [
         (200, events({"token_ids": [5], "finish_reason": None}), "broke off an answer"),
         (200, b"data: {}\n\n", "answers in another form"),
+        (200, events("no choice"), "answers in another form"),
         (400, b'{"error": {"message": "too long"}}', "refuses a prompt: too long"),
     ],
 )

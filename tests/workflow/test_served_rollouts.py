@@ -29,6 +29,9 @@ GRPO = {"stage": "grpo", "num_generations": 4, "rollout_backend": "vllm"}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict[str, Any]:
     values = small_world(tmp_path_factory.mktemp("world"))
+    own = Path(values["model_name_or_path"], "generation_config.json")
+    settings = json.loads(own.read_text())
+    own.write_text(json.dumps(settings | {"min_p": 0.004, "stop_strings": ["a", "e", "i"], "typical_p": 1.0}))
     return {
         **values,
         **GRPO,
@@ -68,6 +71,7 @@ def test_a_server_that_the_run_starts_gets_the_adapter_before_each_rollout(world
     paths = [call["path"] for call in installed.calls if "path" in call]
     assert paths.count("/v1/load_lora_adapter") == 3 and paths.count("/v1/unload_lora_adapter") == 2
     assert paths.count("/v1/completions") == 3 * 8 and "--enable-lora" in installed.argv
+    assert (installed.last_body["min_p"], installed.last_body["stop"]) == (0.004, ["a", "e", "i"])
     assert installed.argv[installed.argv.index("--gpu-memory-utilization") + 1] == "0.2"
     until(lambda: not processes_with(str(installed.folder)))
     assert not list((tmp_path / "out").glob("rollouts-*"))

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SILENCE_SECONDS = 3600.0
+"""How long a server may send nothing. Its queue may be long, but one whose host is gone says nothing, ever."""
 _READ_BYTES = 65536
 _LONGEST_MESSAGE = 500
 
@@ -27,7 +29,7 @@ class Call:
     """
 
     def __init__(self, host: str, port: int, path: str, body: Mapping[str, Any], key: str) -> None:
-        self._connection = http.client.HTTPConnection(host, port)
+        self._connection = http.client.HTTPConnection(host, port, timeout=SILENCE_SECONDS)
         self._path, self._body, self._key = path, body, key
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()

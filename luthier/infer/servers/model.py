@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from luthier.infer.engines import Delivery, Ticket
     from luthier.infer.row import Row
 
+FORM_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading an event in another form, or tokens that are none, may raise."""
 _DEATH_SECONDS = 3.0
 """Between a connection that breaks and the end of the process that broke it."""
 
@@ -78,7 +80,7 @@ class Dialect(Protocol):
         """The request, as JSON, for a stream of events."""
 
     def read(self, event: Mapping[str, Any], ask: Ask) -> Event:
-        """Raises `LookupError` and `TypeError` for an event in another form."""
+        """Raises one of `FORM_FAULTS` for an event in another form."""
 
 
 class ServedModel(Streaming):
@@ -95,12 +97,14 @@ class ServedModel(Streaming):
         num_positions: int,
         max_rows: int,
         min_p: float | None = None,
+        stops: Collection[str] = (),
     ) -> None:
-        """`key`: of the server's API. `min_p`: of the model's generation_config.json."""
+        """`key`: of the server's API. `min_p` and `stops`, stop strings of every answer: of the model's
+        generation_config.json."""
         self.server, self.tokenizer, self.stop_ids = server, tokenizer, frozenset(stop_ids)
         self.num_positions = num_positions
         self._key, self._dialect, self._min_p = key, dialect, min_p
-        self._max_rows = max_rows
+        self._max_rows, self._stops = max_rows, tuple(stops)
         self._waiting: deque[_Job] = deque()
         self._running: set[_Job] = set()
         self._num_threads = 0
@@ -125,6 +129,7 @@ class ServedModel(Streaming):
         self._dialect.check(settings)
         if settings.min_p is None:
             settings = replace(settings, min_p=self._min_p)
+        settings = replace(settings, stop=(*settings.stop, *self._stops))
         ticket = _Ticket()
         row = new_row(
             prompt_ids,
@@ -185,7 +190,7 @@ class ServedModel(Streaming):
             fault = RunFailed(f"{name} broke off an answer")
         except Refused as refusal:
             fault = (InvalidInput if refusal.is_input else RunFailed)(f"{name} refuses this: {refusal}")
-        except (LookupError, TypeError, ValueError) as error:
+        except FORM_FAULTS as error:
             fault = RunFailed(
                 f"{name} answers in a form that luthier does not know ({type(error).__name__}: {error})"
                 f" -> {self._dialect.install_hint}"

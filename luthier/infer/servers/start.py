@@ -42,6 +42,8 @@ _UNSERVED = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "guidance_scale": None,
+    "encoder_repetition_penalty": 1.0,
+    "watermarking_config": None,
 }
 """Settings of generation_config.json that transformers follows and a request has no field for -> without effect."""
 
@@ -66,6 +68,8 @@ class ServerPlan:
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: frozenset[int]
     min_p: float | None = None
+    stops: tuple[str, ...] = ()
+    """Stop strings of every answer."""
     host: str = HOST
 
     def num_positions(self, asked: int) -> int:
@@ -85,6 +89,7 @@ def plan_server(
 ) -> ServerPlan:
     """Raises `ModelError` for a model or an adapter that a server cannot take."""
     from luthier.core.machine import num_accelerators
+    from luthier.infer.decoding import stop_strings_of
     from luthier.model.loading.config import load_config
 
     files, config = source.files, load_config(source).get_text_config()
@@ -109,6 +114,7 @@ def plan_server(
         tokenizer=tokenizer,
         stop_ids=frozenset(stop_ids) | _end_ids(own),
         min_p=own.min_p,
+        stops=stop_strings_of(own),
     )
 
 
@@ -138,6 +144,7 @@ def start(engine: "Engine", command: Command, dialect: Dialect, plan: ServerPlan
         num_positions=num_positions,
         max_rows=max_rows,
         min_p=plan.min_p,
+        stops=plan.stops,
     )
 
 
@@ -162,17 +169,28 @@ def options(words: Mapping[str, Any]) -> list[str]:
 
 
 def _generation_config(source: "ModelSource", config: "PreTrainedConfig") -> "GenerationConfig":
-    """generation_config.json of the model, else what its config says. What a server does not get is a warning."""
+    """generation_config.json of the model, else what its config says. What a server does not get is a warning.
+
+    Raises `ModelError` for one that cannot be used.
+    """
     from transformers import GenerationConfig
 
+    from luthier.model.loading.loaded import check_generation_config
+
+    check_generation_config(source)
     try:
         own = GenerationConfig.from_pretrained(source.files.name, **source.access.options)
     except OSError:  # there is none
         return GenerationConfig.from_model_config(config)
+    warn_of_unserved(own, "infer_backend")
+    return own
+
+
+def warn_of_unserved(own: "GenerationConfig", key: str) -> None:
+    """Says which settings of a generation_config.json a server does not get. `key`: that chooses the server."""
     unserved = [name for name, neutral in _UNSERVED.items() if getattr(own, name, None) not in (None, neutral)]
     if unserved:
-        warn(f"generation_config.json sets {', '.join(unserved)}, which only infer_backend: huggingface follows")
-    return own
+        warn(f"generation_config.json sets {', '.join(unserved)}, which only {key}: huggingface follows")
 
 
 def _end_ids(own: "GenerationConfig") -> frozenset[int]:

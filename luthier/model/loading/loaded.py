@@ -70,7 +70,9 @@ def _check_ids(generation: "GenerationConfig") -> None:
         if not all(type(index) is int and -1 <= index < _MOST_IDS for index in ids):
             raise ValueError(f"{name}: {value!r} is no token id")
     stops = generation.stop_strings or []
-    if not isinstance(stops, str) and not (isinstance(stops, list) and all(isinstance(stop, str) for stop in stops)):
+    if not isinstance(stops, str) and not (
+        isinstance(stops, list) and all(isinstance(stop, str) and stop for stop in stops)
+    ):
         raise ValueError(f"stop_strings: {stops!r} is no list of texts")
 
 

@@ -32,7 +32,7 @@ SGLANG_SWITCHES = ("trust-remote-code", "incremental-streaming-output", "enable-
 CHOICE = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
 CHOICE |= {"logit_bias", "stop_token_ids", "ignore_eos"}
 VLLM_FIELDS = CHOICE | {"model", "prompt", "stream", "return_token_ids", "return_tokens_as_token_ids", "max_tokens"}
-VLLM_FIELDS |= {"seed", "logprobs", "echo", "structured_outputs"}
+VLLM_FIELDS |= {"seed", "logprobs", "echo", "structured_outputs", "stop", "skip_special_tokens"}
 SGLANG_FIELDS = {"input_ids", "stream", "sampling_params", "return_logprob", "top_logprobs_num", "logprob_start_len"}
 SGLANG_FIELDS |= {"lora_path"}
 SGLANG_SAMPLING = CHOICE | {"max_new_tokens", "sampling_seed", "ebnf", "json_schema"}
@@ -67,6 +67,7 @@ class Served:
         self.kind = kind
         self.folder = Path(os.environ["STAND_IN_FOLDER"])
         model: Any = AutoModelForCausalLM.from_pretrained(arguments.model_path).eval()
+        model.generation_config.stop_strings = model.generation_config.min_p = None  # as --generation-config vllm does
         limit = arguments.max_model_len if kind == "vllm" else arguments.context_length
         self.limit = int(limit)
         assert self.limit <= model.config.max_position_embeddings, "the servers refuse more than the model takes"
@@ -127,7 +128,8 @@ class Served:
             logit_bias={int(name): value for name, value in sampling.get("logit_bias", {}).items()},
             stop_token_ids=tuple(sampling["stop_token_ids"]),
             ignore_eos=sampling["ignore_eos"],
-            skip_special_tokens=False,
+            skip_special_tokens=sampling.get("skip_special_tokens", False),
+            stop=tuple(sampling.get("stop", ())),
             **own,
         )
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from luthier.infer.servers import calls
 from luthier.infer.servers.calls import Call, Refused, get_json, message_of
 
 EVENT = b'data: {"a": "\xc3\xa9"}\n\n'
@@ -96,6 +97,17 @@ def test_hanging_up_wakes_whoever_waits_for_the_next_event(served):
     thread.join(60)
     assert not thread.is_alive() and found == []
     was_hung_up.set()
+
+
+def test_a_server_that_is_silent_for_too_long_is_an_os_error(served, monkeypatch):
+    """Such as one whose host is gone: nothing tells this one so."""
+    monkeypatch.setattr(calls, "SILENCE_SECONDS", 0.5)
+    was_read = threading.Event()
+    events = call(served, pieces=[EVENT, was_read, EVENT]).events()
+    assert next(events)
+    with pytest.raises(TimeoutError):
+        next(events)
+    was_read.set()
 
 
 def test_a_call_that_was_hung_up_before_it_began_asks_nothing(served):

@@ -191,6 +191,27 @@ def test_beams_and_long_prompts_are_refused_before_they_are_sent(served):
     assert installed.num_requests == num_requests
 
 
+def test_a_stop_string_of_the_model_ends_the_answer(served, here):
+    model, _ = served
+    whole = here.generate(PROMPT, GREEDY).text
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "_stops", (whole[3:6],))
+        answer = model.generate(PROMPT, GREEDY)
+    assert (answer.text, answer.finish_reason) == (whole[:3], "stop")
+
+
+@pytest.mark.parametrize("event", ["text", ["list"], {"choices": ["text"]}, {"choices": [{"token_ids": [-1]}]}, None])
+def test_an_event_in_another_form_ends_its_answer_alone(served, monkeypatch, event):
+    """Whoever waits for an answer would wait for good, and one thread less would answer."""
+    model, _ = served
+    with monkeypatch.context() as patched:
+        patched.setattr(served_model.Call, "events", lambda call: iter([event]))
+        patched.setattr(served_model, "_DEATH_SECONDS", 0.0)
+        with pytest.raises(RunFailed, match="answers in a form that luthier does not know"):
+            model.generate(PROMPT, GREEDY)
+    assert model.generate(PROMPT, GREEDY).text
+
+
 @pytest.mark.parametrize("name", representatives(ENGINES_UNDER_TEST, "vllm"))
 def test_with_its_adapter_and_then_without_its_server(name, llama_folder, lora, tmp_path, monkeypatch):
     """One start for both: an adapter answers, the server dies in the middle of an answer, and later ones fail too."""

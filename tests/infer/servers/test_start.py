@@ -49,16 +49,20 @@ def test_generation_config_adds_end_tokens_and_min_p_and_names_what_is_not_serve
     folder = shutil.copytree(llama_folder, tmp_path / "model")
     file = folder / "generation_config.json"
     own = {"eos_token_id": [260, 300], "min_p": 0.1, "no_repeat_ngram_size": 3, "typical_p": 0.9, "top_k": 7}
+    own |= {"stop_strings": ["<end>", "###"]}
     file.write_text(json.dumps(own))
     found = planned(folder, tokenizer)
-    assert (found.stop_ids, found.min_p) == ({258, 260, 300}, 0.1)
+    assert (found.stop_ids, found.min_p, found.stops) == ({258, 260, 300}, 0.1, ("<end>", "###"))
     assert [line for line in said if "generation_config" in line] == [
         "warning: generation_config.json sets typical_p, no_repeat_ngram_size, which only"
         " infer_backend: huggingface follows"
     ]
+    file.write_text('{"eos_token_id": "end"}')
+    with pytest.raises(ModelError, match=r"its generation_config.json cannot be used .* -> correct it"):
+        planned(folder, tokenizer)
     file.unlink()
     found = planned(folder, tokenizer)
-    assert (found.stop_ids, found.min_p) == ({258, 260}, None)  # the end token of config.json
+    assert (found.stop_ids, found.min_p, found.stops) == ({258, 260}, None, ())  # the end token of config.json
 
 
 @pytest.mark.thorough

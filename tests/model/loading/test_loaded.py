@@ -125,6 +125,7 @@ def test_a_temperature_of_zero_asks_for_no_sampling(tmp_path):
         ('{"eos_token_id": [2, "</s>"]}', "eos_token_id: [2, '</s>'] is no token id"),
         ('{"bos_token_id": 1000000000000000000000000000000}', "is no token id"),
         ('{"stop_strings": [7]}', "stop_strings: [7] is no list of texts"),
+        ('{"stop_strings": ["."," ",""]}', "stop_strings: ['.', ' ', ''] is no list of texts"),
     ],
 )
 def test_settings_that_are_refused_are_named_with_their_file(tmp_path, text, reason):
