@@ -152,12 +152,14 @@ def text_only_problems(run: "Run") -> Iterator[Problem]:
 def reads_text_only(source: ModelSource) -> bool:
     """Whether a GGUF file or a model folder holds neither a processor nor a config of an encoder of images or audio.
 
-    False where that cannot be known: the model comes with its own code, or there is no model.
+    False where that cannot be known: the model is on a hub, comes with its own code, or is not there.
     """
     try:
         files = source.files
         if files.gguf_file:
             return True
+        if not files.is_local:
+            return False
         config = source.config
     except ModelError:  # reported where the model is checked
         return False

@@ -178,6 +178,7 @@ def test_check_tells_that_a_model_reads_text_only(llama_folder, areas_folder, tm
 
 def test_a_model_reads_text_only_if_neither_its_config_nor_its_files_say_otherwise(llama_folder, tmp_path):
     assert reads_text_only(ModelSource(str(llama_folder))) and not reads_text_only(ModelSource(str(tmp_path / "none")))
+    assert not reads_text_only(ModelSource("somebody/model-on-a-hub"))
     config = tmp_path / "config.json"
     for content, expected in (
         ({"model_type": "llama", "video_token_id": 3, "rope_parameters": {"rope_theta": 1e4}}, True),
