@@ -160,7 +160,10 @@ def _float(value: Any) -> float:
 
 def _str(value: Any) -> str:
     if isinstance(value, str | os.PathLike):
-        return str(os.fspath(value))
+        text = str(os.fspath(value))
+        if "\0" in text:
+            raise Misfit("holds a NUL character, which no name or path has", "remove it")
+        return text
     remedy = (
         "" if isinstance(value, list | tuple | Mapping) or value is None else f'write it in quotes: "{_plain(value)}"'
     )

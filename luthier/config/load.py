@@ -6,6 +6,7 @@ A key that the chosen variants do not read is a warning that names the variant t
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import isinf
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,9 @@ PATHS = frozenset(
         *("kt_expert_checkpoint_path", "fsdp_config", "accelerator_config"),
     }
 )
-"""Keys whose values may begin with `~`, the home of the user."""
+"""Keys whose values may begin with `~`, the home of the user, and of which an empty text names nothing."""
+UNBOUNDED = ("max_grad_norm",)
+"""Keys that may be infinite: gradients of any norm are left as they are."""
 
 
 def load_train(
@@ -129,11 +132,20 @@ def locate(problem: Problem, written: Written) -> Problem:
     return replace(problem, value=value, has_value=True, file=entry.file, line=entry.line)
 
 
-def _below_home(value: Any) -> Any:
-    """`~/data` -> `/home/me/data`, which a shell does only for a word that begins with `~`."""
+def _as_path(value: Any, default: Any) -> Any:
+    """`~/data` -> `/home/me/data`, which a shell does only for a word that begins with `~`.
+
+    Empty text is null where that is the default: Python would take it for the current folder.
+    """
     if isinstance(value, tuple):
-        return tuple(map(_below_home, value))
+        return tuple(_as_path(item, default) for item in value)
+    if value == "" and default is None:
+        return None
     return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _is_infinite(value: Any) -> bool:
+    return any(isinstance(item, float) and isinf(item) for item in (value if isinstance(value, tuple) else (value,)))
 
 
 class Draft:
@@ -187,7 +199,9 @@ class Draft:
                 continue
             try:
                 value = decode(entry.value, key.type, key.choices)
-                self.given[name] = _below_home(value) if name in PATHS else value
+                if name not in UNBOUNDED and _is_infinite(value):
+                    raise Misfit("must be a finite number")
+                self.given[name] = _as_path(value, key.default) if name in PATHS else value
             except Misfit as misfit:
                 self.unknown |= {name, key.current or name}
                 if entry.value is True and entry.file == COMMAND_LINE:

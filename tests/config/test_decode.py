@@ -252,6 +252,8 @@ def test_decode(value, expected, result):
         (Text("1"), bool),
         (None, int),
         ([1], str),
+        ("a\0b", str),
+        (["a", "b\0"], tuple[str, ...]),
         ({1: 2}, dict[str, Any]),
         ("z", Literal["x", "y"]),
         (Text(""), int),

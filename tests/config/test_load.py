@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+from typing import get_args
 
 import pytest
 
@@ -383,14 +385,29 @@ def test_no_value_of_a_key_is_a_traceback(value):
             load_train({**base, name: value})
 
 
+def test_numbers_are_finite_but_one():
+    """Whoever reads them: a checkpoint of a diverged run is all that an infinite learning rate gives."""
+    numbers = [name for name, (key, *_) in catalog().items() if float in (key.type, *get_args(key.type))]
+    assert {"learning_rate", "neftune_noise_alpha", "pref_beta", "val_size", "interleave_probs"} <= {*numbers}
+    problems = problems_of(load_train, {**BASE, **dict.fromkeys(numbers, float("inf"))})
+    told = {name for name, problem in problems.items() if problem.reason == "must be a finite number"}
+    assert {*numbers} - told == {"max_grad_norm"}
+    assert load_train({**BASE, "max_grad_norm": "inf"}).training["max_grad_norm"] == math.inf
+
+
+@pytest.mark.parametrize("key", ["tokenized_path", "deepspeed", "resume_from_checkpoint", "media_dir"])
+def test_an_empty_text_names_no_path(key):
+    """As an unset variable of a shell gives it. Python would take it for the current folder."""
+    assert load_train({**BASE, key: ""}).given[key] is None
+
+
 def test_a_former_name_with_null_leaves_the_default():
     assert load_train({**BASE, "per_gpu_train_batch_size": None}).training["per_device_train_batch_size"] == 8
 
 
 @pytest.mark.parametrize("key", ["logging_steps", "save_steps", "eval_steps"])
-@pytest.mark.parametrize("steps", [2.5, float("inf")])
-def test_steps_are_whole_or_a_share(key, steps):
-    problems = problems_of(load_train, {**BASE, **EVAL, "eval_strategy": "steps", key: steps})
+def test_steps_are_whole_or_a_share(key):
+    problems = problems_of(load_train, {**BASE, **EVAL, "eval_strategy": "steps", key: 2.5})
     assert "must be a whole number of steps" in problems[key].reason
 
 

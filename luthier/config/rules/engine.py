@@ -10,7 +10,6 @@
 `Rules` is also the type of the `check` of a stage, an adapter, an optimizer and a quantizer.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -149,12 +148,6 @@ def merged_once(section: str, key: str) -> Rule:
         "name each adapter once",
         lambda run: len(set(value(run))) < len(value(run)),
     )
-
-
-def finite(section: str, key: str) -> Rule:
-    """The number `key` must not be infinite, unless it is null."""
-    value = value_of(section, key)
-    return Rule((key,), "must be a finite number", "", lambda run: value(run) is not None and math.isinf(value(run)))
 
 
 def within(section: str, key: str, low: float, high: float, *, or_high: bool) -> Rule:

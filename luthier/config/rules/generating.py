@@ -6,7 +6,6 @@ from luthier.config.rules.engine import (
     above,
     all_of,
     at_least,
-    finite,
     in_training,
     is_changed,
     warning,
@@ -21,7 +20,6 @@ GENERATING_RULES = Rules(
         at_least("generating", "top_k", 0),
         at_least("generating", "num_beams", 1),
         above("generating", "repetition_penalty", 0),
-        *(finite("generating", key) for key in ("temperature", "repetition_penalty", "length_penalty")),
         *in_training(at_least("data", "eval_num_beams", 0), at_least("training", "generation_num_beams", 0)),
         Rule(
             ("max_new_tokens", "max_length"),

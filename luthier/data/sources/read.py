@@ -5,6 +5,7 @@ any row is a `DataError`. Nothing heavy is imported for json, jsonl, csv and txt
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -45,7 +46,7 @@ def read_rows(
     """
     all_rows = partial(every_row, spec, cache_dir, tokens, streams=streams)
     rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
-    return islice(rows, max_samples)
+    return islice(rows, None if max_samples is None else min(max_samples, sys.maxsize))
 
 
 def data_files(spec: DatasetSpec) -> list[DataFile]:

@@ -69,7 +69,6 @@ OUT_OF_RANGE = {
 
 MODEL = [
     *cases({}, *({key: value} for key, value in OUT_OF_RANGE.items())),
-    *cases({}, *({key: "inf"} for key in ("temperature", "repetition_penalty", "length_penalty"))),
     *cases({}, {"repetition_penalty": -1.5}, {"temperature": -0.1}, {"top_p": 1.1}, command="infer"),
     *cases(
         {},

@@ -322,7 +322,7 @@ class TestSampling:
     def test_max_samples_is_the_head(self, tmp_path):
         path = write(tmp_path, "a.json", json.dumps(ROWS))
         assert data_of(path, max_samples=2) == ROWS[:2]
-        assert data_of(path, max_samples=50) == ROWS
+        assert data_of(path, max_samples=50) == data_of(path, max_samples=10**30) == ROWS
 
     def test_num_samples_draws_without_replacement(self, tmp_path):
         path = write(tmp_path, "a.jsonl", json_lines())
