@@ -98,16 +98,20 @@ def is_loaded(name: str) -> bool:
 def without_collection() -> Iterator[None]:
     """No search for garbage in cycles while modules are imported, which make many objects that all stay.
 
-    They are not searched later either, so that collections during a run are short.
+    They are not searched later either, so that collections during a run are short. What is garbage already is
+    collected before, such as the model of an earlier run, since it would stay as well.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, before = gc.isenabled(), len(sys.modules)
+    if was_enabled:
+        gc.collect()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
             gc.enable()
-            gc.freeze()
+            if len(sys.modules) > before:
+                gc.freeze()
             # At its end the interpreter collects cycles while modules are still there for their finalizers.
             atexit.unregister(gc.unfreeze)
             atexit.register(gc.unfreeze)

@@ -4,6 +4,7 @@ import gc
 import importlib
 import sys
 from contextlib import contextmanager
+from weakref import ref
 
 import pytest
 
@@ -99,4 +100,26 @@ def test_garbage_is_collected_again_afterwards():
         assert not gc.isenabled(), "the outer one decides"
         1 / 0  # noqa: B018
     assert gc.isenabled()
+    gc.unfreeze()
+
+
+class Cycle:
+    """As a trainer, which only a search for garbage finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_of_before_goes_and_what_becomes_garbage_is_found(package):
+    earlier = ref(Cycle())
+    with without_collection():
+        importlib.import_module("luthier_lib.part")
+    assert earlier() is None
+    alive = Cycle()
+    later = ref(alive)
+    with without_collection():
+        pass  # everything is imported
+    del alive
+    gc.collect()
+    assert later() is None
     gc.unfreeze()
