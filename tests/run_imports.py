@@ -15,6 +15,7 @@ for name in (
     "luthier.training.report",
     "luthier.training.trainer",
     "luthier.workflow.eval_tasks",
+    "luthier.workflow.outcome",
     "luthier.workflow.parts",
     "luthier.workflow.plan.foresight",
     "luthier.workflow.training",

@@ -35,7 +35,6 @@ from luthier.config.keys.training import BY_LENGTH
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole
-from luthier.model.compat.bitsandbytes_overrides import forget_overrides
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.stages import StageState, StepStatistics, Sums
@@ -187,7 +186,6 @@ class StageTrainer(RetryingTrainer):
         )
 
     def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
-        forget_overrides()
         with accepted("optim", str(OptimizerNames(self.args.optim).value)):
             if self.parts.build_optimizer is not None:
                 self.optimizer = self.parts.build_optimizer(self.policy if model is None else model, self.args)

@@ -7,11 +7,22 @@ https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
-def forget_overrides() -> None:
-    """What earlier optimizers of this process asked for. Call it before an optimizer is built."""
+@contextmanager
+def forgetting_overrides() -> Iterator[None]:
+    """Wraps a run: nothing that another optimizer of this process asked for counts in it."""
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+
+
+def _forget() -> None:
     optim: Any = sys.modules.get("bitsandbytes.optim")
     if optim is not None:
         optim.GlobalOptimManager.get_instance().initialize()

@@ -1,10 +1,10 @@
-"""What one optimizer of bitsandbytes asks for does not count for the next one."""
+"""What the optimizers of bitsandbytes ask for in one run does not count in another."""
 
 import pytest
 import torch
 from torch import nn
 
-from luthier.model.compat.bitsandbytes_overrides import forget_overrides
+from luthier.model.compat.bitsandbytes_overrides import forgetting_overrides
 
 optim = pytest.importorskip("bitsandbytes").optim
 
@@ -16,12 +16,14 @@ def moments(embedding: nn.Embedding) -> torch.dtype:
     return next(iter(optimizer.state.values()))["state1"].dtype
 
 
-def test_overrides_end_with_their_optimizer():
-    forget_overrides()
-    first = nn.Embedding(64, 64)
+def test_overrides_end_with_their_run():
     manager = optim.GlobalOptimManager.get_instance()
-    manager.register_module_override(first, "weight", {"optim_bits": 32})
-    assert moments(first) == torch.float32
-    forget_overrides()
+    with forgetting_overrides():
+        first = nn.Embedding(64, 64)
+        manager.register_module_override(first, "weight", {"optim_bits": 32})
+        assert moments(first) == torch.float32
+    assert not manager.module_weight_config_triple
     assert moments(nn.Embedding(64, 64)) == torch.uint8
-    assert optim.GlobalOptimManager.get_instance() is manager and not manager.module_weight_config_triple
+    manager.register_module_override(first, "weight", {"optim_bits": 32})
+    with forgetting_overrides():
+        assert moments(first) == torch.uint8

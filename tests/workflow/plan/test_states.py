@@ -6,7 +6,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from luthier.model.compat.bitsandbytes_overrides import forget_overrides
+from luthier.model.compat.bitsandbytes_overrides import forgetting_overrides
 from luthier.workflow.plan.states import ADAMW, STATES, states_bytes
 from tests.matrix import representatives
 
@@ -38,11 +38,11 @@ class Small(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("optim", representatives(HERE, "adamw_torch", "ademamix", "adamw_8bit", "lion_8bit"))
 def test_states_are_as_large_as_planned(optim, dtype, tmp_path):
-    forget_overrides()
     model = Small().to(dtype)
-    optimizer = Trainer(model, TrainingArguments(str(tmp_path), optim=optim, use_cpu=True)).create_optimizer()
-    model(torch.arange(320)[None]).backward()
-    optimizer.step()
+    with forgetting_overrides():
+        optimizer = Trainer(model, TrainingArguments(str(tmp_path), optim=optim, use_cpu=True)).create_optimizer()
+        model(torch.arange(320)[None]).backward()
+        optimizer.step()
     states = [value for state in optimizer.state.values() for name, value in state.items() if "qmap" not in name]
     held = sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
     weights = sum(weight.nbytes for weight in model.parameters())
