@@ -1,7 +1,20 @@
 """What a server says when it refuses a request."""
 
+from email.message import Message as Headers
 from http.client import IncompleteRead
+from typing import IO
 from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """A redirect is an `HTTPError`: urllib would repeat a POST as a GET without its body, and send a key to whatever
+    host it names."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Headers, newurl: str
+    ) -> Request | None:
+        return None
 
 
 def body_of(fault: HTTPError, num_bytes: int) -> bytes:

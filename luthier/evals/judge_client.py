@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import OpenerDirector, Request, build_opener
 
+from luthier.core.addresses import is_address
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import warn
-from luthier.core.refusals import body_of
+from luthier.core.refusals import NoRedirect, body_of
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
 NUM_ATTEMPTS, PAUSE_SECONDS, MAX_PAUSE_SECONDS, TIMEOUT_SECONDS = 5, 1.0, 60.0, 300.0
@@ -27,13 +28,6 @@ RETRIED = (408, 409, 429)
 MAX_BODY_BYTES = 4000
 """Of a refusal."""
 _PATH = "/chat/completions"
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Headers, newurl: str
-    ) -> Request | None:
-        return None
 
 
 @dataclass(slots=True)
@@ -46,16 +40,12 @@ class JudgeClient:
     timeout_seconds: float = TIMEOUT_SECONDS
     _takes_temperature: bool = True
     """False once the server has refused it, as it does for reasoning models of OpenAI."""
-    _opener: OpenerDirector = field(default_factory=lambda: build_opener(_NoRedirect))
+    _opener: OpenerDirector = field(default_factory=lambda: build_opener(NoRedirect))
 
     def __post_init__(self) -> None:
-        no_address = InvalidInput(f"judge_url: {self.url}: not an address of a server -> e.g. https://HOST/v1")
-        try:
-            parts = urlsplit(self.url)
-        except ValueError as fault:
-            raise no_address from fault
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise no_address
+        if not is_address(self.url):
+            raise InvalidInput(f"judge_url: {self.url}: not an address of a server -> e.g. https://HOST/v1")
+        parts = urlsplit(self.url)
         if parts.username or parts.password:
             raise InvalidInput(f"judge_url: it holds a password -> put the key into the variable {API_KEY_VARIABLE}")
 
@@ -94,11 +84,16 @@ class JudgeClient:
         headers = {"Content-Type": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        url = self.url.rstrip("/")
-        url = url if url.endswith(_PATH) else url + _PATH
-        request = Request(url, data=json.dumps(body).encode(), headers=headers)
+        request = Request(self._endpoint, data=json.dumps(body).encode(), headers=headers)
         with self._opener.open(request, timeout=self.timeout_seconds) as response:
             return json.loads(response.read())
+
+    @property
+    def _endpoint(self) -> str:
+        """The address without its fragment. It may have a query, such as ?api-version=..."""
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/").removesuffix(_PATH)
+        return urlunsplit((parts.scheme, parts.netloc, path + _PATH, parts.query, ""))
 
     def _text(self, content: Any) -> str:
         match content:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, merged_once, not_
 from luthier.config.rules.model import scores_with_adapter, trains_adapter
+from luthier.core.addresses import is_address
 from luthier.stages._pairs import NO_PACKING
 from luthier.stages._reference import REFERENCE_RULES, ReferenceConfig, bits_of_other
 from luthier.stages._served_rollouts import SERVED_RULES
@@ -136,13 +137,13 @@ ROLLOUT_RULES = (
         ("reward_model", "reward_model_type"),
         "is not the address of a server",
         "write http://host:port/v1/score/evaluation, or set reward_model_type: lora or full",
-        lambda run: run.method.reward_model_type == "api" and not _is_address(run.method.reward_model),
+        lambda run: run.method.reward_model_type == "api" and not is_address(run.method.reward_model or ""),
     ),
     Rule(
         ("reward_model", "reward_model_type"),
         "is the address of a server, not a model",
         "set reward_model_type: api",
-        lambda run: run.method.reward_model_type != "api" and _is_address(run.method.reward_model),
+        lambda run: run.method.reward_model_type != "api" and _looks_like_address(run.method.reward_model),
     ),
     Rule(
         ("reward_model_adapters", "reward_model"),
@@ -156,5 +157,5 @@ ROLLOUT_RULES = (
 )
 
 
-def _is_address(name: str | None) -> bool:
+def _looks_like_address(name: str | None) -> bool:
     return name is not None and name.startswith(("http://", "https://"))

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from luthier.config.keys.quantization import GROWING_KEYS
 from luthier.config.rules.engine import When, all_of, is_given, is_turned_on, warning, within
+from luthier.core.addresses import is_address
 
 _CHANGED = {
     "quantization_bit": "the server would answer with weights that are not quantized",
@@ -16,11 +17,11 @@ _served = When(lambda run: run.method.rollout_backend == "vllm")
 
 
 def _is_no_address(run: Any) -> bool:
-    try:
-        parts = urlsplit(run.method.rollout_server or "")
-        return parts.scheme != "http" or not parts.hostname or bool(parts.path.strip("/")) or parts.port == 0
-    except ValueError:
+    address = run.method.rollout_server or ""
+    if not is_address(address):
         return True
+    parts = urlsplit(address)
+    return parts.scheme != "http" or "@" in parts.netloc or bool(parts.path.strip("/") or parts.query or parts.fragment)
 
 
 SERVED_RULES = (

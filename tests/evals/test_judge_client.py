@@ -22,6 +22,10 @@ def test_the_request_is_openais(monkeypatch):
     with judge_server(lambda count, body: says("first")) as server:
         assert client_of(server).ask(MESSAGES) == "first"
         assert JudgeClient(server.url + "/chat/completions", "judge-1").ask(MESSAGES) == "first"
+        assert JudgeClient(server.url + "/?api-version=2#x", "judge-1").ask(MESSAGES) == "first"
+        assert JudgeClient(server.url + "/chat/completions?a=1", "judge-1").ask(MESSAGES) == "first"
+    assert server.requests[2][0] == "/v1/chat/completions?api-version=2"
+    assert server.requests[3][0] == "/v1/chat/completions?a=1"
     path, headers, body = server.requests[0]
     assert server.requests[1][0] == path == "/v1/chat/completions"
     assert headers["authorization"] == "Bearer secret"
@@ -151,7 +155,7 @@ def test_a_refusal_to_answer_is_an_empty_answer():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "http://[::1", "ftp://host/v1", "http://", "https://me:secret@host/v1"]
+    "url", ["localhost:8000/v1", "http://h:99999", "ftp://host/v1", "http://", "https://me:secret@host/v1"]
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(InvalidInput, match="judge_url") as caught:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread, local
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,8 +59,18 @@ def test_scores_that_are_none_are_one_error_with_the_name(scores, words):
     assert str(caught.value).startswith("reward_funcs: mine: ")
 
 
-def test_a_tensor_is_as_good_as_a_list():
-    assert checked("x", torch.tensor([0.5, 2.0]), ANSWERS) == [0.5, 2.0]
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.tensor([0.5, 2.0]),
+        [torch.tensor(0.5), torch.tensor([2])],
+        [np.float32(0.5), np.int64(2)],
+        [0.5, np.float64(2)],
+    ],
+)
+def test_tensors_and_numbers_of_numpy_are_as_good_as_a_list(scores):
+    found = checked("x", scores, ANSWERS)
+    assert found == [0.5, 2.0] and all(type(score) is float for score in found)
 
 
 def test_an_exception_of_a_function_is_reported_with_the_call_that_reproduces_it():
@@ -153,6 +164,27 @@ def test_a_server_that_dies_while_it_answers():
     with pytest.raises(RunFailed, match=r"no scores \(IncompleteRead\(9 bytes read, 91 more expected\)\)"):
         RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)([])
     server.shutdown()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_server_that_redirects_is_asked_once(status):
+    """urllib would ask the other address for nothing: with GET, and without the answers."""
+    asked = []
+
+    class Moved(CutOff):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(status)
+            self.send_header("Location", "/v1/score")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Moved)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.raises(RunFailed, match="it redirects to /v1/score, which is the address to name"):
+        RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)(ANSWERS)
+    server.shutdown()
+    assert len(asked) == 1
 
 
 def test_a_server_that_answers_with_lists_without_end():

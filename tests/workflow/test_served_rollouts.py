@@ -133,6 +133,8 @@ def test_without_vllm_the_run_does_not_begin(world, tmp_path, monkeypatch, capsy
     [
         ({"rollout_server": "here:80"}, "rollout_server: 'here:80': is not the address of a server"),
         ({"rollout_server": "https://a/b"}, "is not the address of a server"),
+        ({"rollout_server": "http://me:secret@a:1"}, "is not the address of a server"),
+        ({"rollout_server": "http://a:1/?x=2"}, "is not the address of a server"),
         ({"quantization_bit": 4}, "quantization_bit: 4: the server would answer with weights that are not quantized"),
         ({"resize_vocab": True}, "resize_vocab: true: the server has no rows for new tokens"),
         ({"finetuning_type": "oft"}, "rollout_backend: 'vllm': serves LoRA adapters"),

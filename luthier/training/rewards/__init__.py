@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from luthier.core.errors import RunFailed
@@ -47,6 +48,8 @@ def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
     """One finite number per answer. Raises `RunFailed` that names `who` and the answer."""
     if isinstance(scores, torch.Tensor):
         scores = scores.tolist()
+    elif isinstance(scores, list):
+        scores = [_plain(score) for score in scores]
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise RunFailed(f"{who}: it returned a {type(scores).__name__} -> return a list with one number per answer")
     if len(scores) != len(answers):
@@ -59,6 +62,12 @@ def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
                 f" {answered.prompt[-80:]!r}, answer {answered.answer[:80]!r}"
             )
     return [float(score) for score in scores]
+
+
+def _plain(score: Any) -> Any:
+    """A number of numpy, or a tensor with one number, as one of Python."""
+    is_one = isinstance(score, np.generic) or (isinstance(score, torch.Tensor) and score.numel() == 1)
+    return score.item() if is_one else score
 
 
 def titles(names: Iterable[str]) -> dict[str, str]:

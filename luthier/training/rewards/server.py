@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
-from luthier.core.refusals import body_of
+from luthier.core.refusals import NoRedirect, body_of
 from luthier.training.rewards import Answered, checked
 
 TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 600.0, 3, 1.0
@@ -36,16 +36,19 @@ class RewardServer:
     def _ask(self, who: str, body: bytes) -> Any:
         from http.client import HTTPException
         from urllib.error import HTTPError
-        from urllib.request import Request, urlopen
+        from urllib.request import Request, build_opener
 
+        opener = build_opener(NoRedirect)
         request = Request(self.name, data=body, headers={"Content-Type": "application/json"})
         reason = ""
         for attempt in range(1, NUM_ATTEMPTS + 1):
             try:
-                with urlopen(request, timeout=self.timeout_seconds) as response:
+                with opener.open(request, timeout=self.timeout_seconds) as response:
                     return json.loads(response.read())
             except HTTPError as fault:
                 reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
+                if 300 <= fault.code < 400:
+                    reason = f"it redirects to {fault.headers.get('Location', '')}, which is the address to name"
                 if fault.code < 500 and fault.code not in RETRIED:
                     break
             # no connection, too slow, cut off, no JSON, or lists without end

@@ -439,6 +439,7 @@ STAGE = [
         {"num_beams": 2},
         {**FULL, "reward_model_type": "lora"},
         {"reward_model_type": "api", "reward_model": "r"},
+        {"reward_model_type": "api", "reward_model": "http://host:99999"},
         {"reward_model": "http://x"},
         {"reward_model_adapters": "a"},
         {"ref_model_adapters": "a"},
