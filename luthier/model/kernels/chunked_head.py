@@ -47,6 +47,8 @@ def linear_cross_entropy(
 
     w is the product of `weights` and what `weigh` returns, 1 without them; no gradient flows through it.
     """
+    if not torch.is_grad_enabled():  # asked here: in `forward` it is always off, and a weight says that it needs one
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     return LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, weights, weigh)
 
 

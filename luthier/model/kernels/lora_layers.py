@@ -183,7 +183,8 @@ def _computed(
     elif len(layers) > 1 or up is not None:
         return None
     else:
-        return [_dora_linear(layers[0], inputs, weights[0], biases[0], dtype).view(*x.shape[:-1], -1)]
+        found = _dora_linear(layers[0], inputs, weights[0], biases[0], dtype)
+        return [found.view(*x.shape[:-1], found.shape[-1])]
     outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation, is_read=is_read)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 

@@ -76,8 +76,9 @@ class SampleAttention(torch.autograd.Function):
 
 
 def in_full(states: Tensor) -> Tensor:
-    """In float32 if they have 16 bits."""
-    return states.float() if states.dtype in HALVES else states
+    """In float32 if they have 16 bits, and the numbers of a head side by side: the kernel takes that for granted."""
+    wide = states.float() if states.dtype in HALVES else states
+    return wide if wide.stride(-1) == 1 else wide.contiguous()
 
 
 def _laid_out_by_tokens(states: Tensor, dtype: torch.dtype) -> Tensor:

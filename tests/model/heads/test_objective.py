@@ -31,3 +31,6 @@ def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chun
     (2 * expected).backward()
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, reference.grad)
+    with torch.no_grad():
+        evaluated = summed_objective(Predictions(*(one.detach() for one in ours)), compare, Predictions(teacher))
+    torch.testing.assert_close(evaluated, expected.detach())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.model.kernels import chunked_head, varlen
-from luthier.model.kernels.chunked_head import linear_cross_entropy, most_likely
+from luthier.model.kernels.chunked_head import linear_cross_entropy, linear_logps, most_likely
 
 
 def test_two_words_by_hand():
@@ -71,12 +72,12 @@ def test_the_most_likely_id_is_the_first_of_the_largest(dtype, size):
 
 
 def test_gradients_of_16_bits_are_scaled_as_exactly_as_those_of_32(monkeypatch):
-    """1 / 257 in bfloat16 is off by 0.4 %, which would be the error of all gradients."""
+    """1 / 510 in bfloat16 is off by 0.4 %, which would be the error of all gradients."""
     monkeypatch.setattr(chunked_head, "SCALED_ROWS", 7)
     grad = torch.randn(40, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    (found,) = chunked_head._scaled([grad], torch.tensor(1 / 257))
+    (found,) = chunked_head._scaled([grad], torch.tensor(1 / 510))
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, (grad.float() / 257).bfloat16())
+    assert torch.equal(found, (grad.float() / 510).bfloat16())
 
 
 def test_chunks_are_small_where_that_costs_no_time():
@@ -91,3 +92,37 @@ def test_chunks_are_small_where_that_costs_no_time():
     assert num_rows(frozen.to("meta")) == 1024  # of a plan for a CPU
     with varlen.traced():
         assert num_rows(frozen.to("meta")) == 4096
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_logps])
+def test_weight_and_bias_of_another_format_count_as_in_that_of_the_hidden_states(form):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(9, 4), torch.randn(7, 4), torch.randn(7)
+    targets = torch.randint(0, 7, (9,))
+    ours = [hidden.bfloat16().requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
+    theirs = [one.detach().bfloat16().requires_grad_() for one in ours]
+    results = [form(*sources, targets) for sources in (ours, theirs)]
+    found, expected = (one[0] if isinstance(one, tuple) else one for one in results)
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+    found.sum().backward()
+    expected.sum().backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert mine.grad.dtype == mine.dtype
+        torch.testing.assert_close(mine.grad.bfloat16(), reference.grad)
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for():
+    """In an evaluation of a model whose head is trained."""
+    hidden, weight, bias = torch.randn(70, 4), torch.randn(7, 4, requires_grad=True), torch.randn(7, requires_grad=True)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        loss, _ = linear_cross_entropy(hidden, weight, bias, torch.zeros(70, dtype=torch.long))
+    assert not loss.requires_grad and counter.get_total_flops() == 2 * 70 * 4 * 7
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_logps])
+def test_no_target_at_all(form):
+    sources = [torch.randn(0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)]
+    found = form(*sources, None, torch.zeros(0, dtype=torch.long))
+    total = found[0] if isinstance(found, tuple) else found.sum()
+    total.backward()
+    assert total == 0 and all(torch.equal(one.grad, torch.zeros_like(one)) for one in sources)

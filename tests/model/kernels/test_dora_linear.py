@@ -24,3 +24,6 @@ def test_norms_are_of_the_rows_of_the_adapted_weight():
     torch.manual_seed(0)
     w, a, b = torch.randn(6, 5), torch.randn(2, 5), torch.randn(6, 2)
     torch.testing.assert_close(row_norms(w, a, b, 0.7), torch.linalg.norm(w + 0.7 * b @ a, dim=1))
+    half = w.bfloat16()
+    norms = row_norms(half, a, b, 0.7)  # of a weight in 16 bits too in float32
+    torch.testing.assert_close(norms, torch.linalg.norm(half.float() + 0.7 * b @ a, dim=1))

@@ -101,6 +101,35 @@ def test_blocks_that_are_computed_again_after_another_entrance_see_changed_weigh
     assert_equal(compute(copy.deepcopy(model)), without_copies(monkeypatch, model, compute))
 
 
+def test_adapters_of_several_formats(monkeypatch):
+    model = lora()
+    blocks = model.base_model.model.model.layers
+    for layer in (blocks[0].self_attn.k_proj, blocks[1].mlp.down_proj):
+        layer.lora_A.bfloat16()
+        layer.lora_B.bfloat16()
+    fuse(model)
+    found = loss_and_grads(copy.deepcopy(model), HALF)
+    assert_equal(found, without_copies(monkeypatch, model, lambda model: loss_and_grads(model, HALF)))
+
+
+def test_one_layer_of_a_group_alone(monkeypatch):
+    """Asked during a pass, by code that does not know that layers are computed together."""
+    model = fused()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    x, found = torch.randn(3, layer.in_features), []
+    norm = model.base_model.model.model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda *_: found.append(layer(x)))
+
+    def compute(model):
+        with torch.autocast("cpu", dtype=HALF):
+            model(IDS)
+        return found[-1]
+
+    alone = compute(model)
+    monkeypatch.setattr(Copies, "_make", lambda self: None)
+    assert torch.equal(alone, compute(model))
+
+
 def test_two_passes_before_their_gradients(monkeypatch):
     def compute(model):
         with torch.autocast("cpu", dtype=HALF):

@@ -134,6 +134,21 @@ def test_dropout_that_is_switched_off_is_none():
     assert fuse_lora(model) == NUM_LAYERS
 
 
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (1,)])
+def test_inputs_without_tokens(shape, use_dora):
+    """An expert that no token was sent to."""
+    model = lora(use_dora=use_dora)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    x = torch.ones(*shape, layer.in_features)
+    expected = layer(x)
+    fuse_lora(model)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert all(torch.isfinite(w.grad).all() for w in layer.parameters() if w.requires_grad)
+
+
 def test_disabled_merged_and_other_adapters_are_left_to_peft():
     model = lora()
     fused = copy.deepcopy(model)

@@ -64,6 +64,24 @@ def test_frozen_factors_get_no_gradient(learns):
             assert one.grad is None
 
 
+@pytest.mark.parametrize("learns", [("x",), ("up",), ("a",), ("b",), ("x", "b"), ("up", "a")], ids="-".join)
+def test_each_gradient_of_a_gated_input_does_without_the_others(learns):
+    x, up, a, _, b, _ = numbers(*SIZES.values())
+    (weight,) = numbers((6, 5))
+    given = {"x": x, "up": up, "a": a, "b": b}
+    for name in learns:
+        given[name].requires_grad_()
+    wanted = [given[name] for name in learns]
+    (y,) = applied(x, up, [weight], [None], (a,), (b,))
+    expected = (SILU.apply(x) * up) @ (weight + SCALINGS[0] * b @ a).T
+    for one, other in zip(
+        torch.autograd.grad(y.square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_are_in_the_format_of_the_weights_and_need_no_copy():
     x, _, a1, a2, b1, b2 = (one.float().requires_grad_() for one in numbers(*SIZES.values()))
     half = torch.bfloat16

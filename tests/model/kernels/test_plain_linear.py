@@ -40,6 +40,16 @@ def test_values_and_gradients_are_those_of_the_layer(bias, learns):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (3, 24)])
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_what_the_kernel_does_not_compute_is_left_to_pytorch(monkeypatch, shape, is_faster):
+    layer = nn.Linear(24, 10)
+    expected = layer(torch.ones(shape))
+    monkeypatch.setattr(plain_linear, "is_faster", lambda x, weight: is_faster and len(x) > 0)
+    layer.forward = PlainForward(layer)
+    torch.testing.assert_close(layer(torch.ones(shape)), expected)
+
+
 @needs_kernel
 def test_large_plain_layers_of_float32_are_changed_and_a_copy_has_its_own():
     class Other(nn.Linear):

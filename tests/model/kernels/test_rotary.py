@@ -70,6 +70,10 @@ def test_a_part_of_each_head_is_rotated_by_the_own_function():
     narrow = modeling_glm.apply_rotary_pos_emb
     partial = given(width=4)
     torch.testing.assert_close(Rotating("", narrow)(*partial), narrow(*partial))
+    calls.clear()
+    of_heads = Rotating("", lambda q, k, *_: calls.append("own") or (q, k))
+    of_heads(q, k, cos[:, None], sin[:, None])
+    assert calls == ["own"], "cos and sin with a dimension for the heads are not those of the kernel"
 
 
 def test_other_models_of_the_same_code_keep_their_rotation():

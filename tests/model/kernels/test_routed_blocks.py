@@ -29,6 +29,24 @@ def test_outside_training_a_token_is_compared_with_the_mean_threshold():
     assert places.tolist() == [1, 2] and counts == [0, 2]
 
 
+def test_the_threshold_is_the_mean_over_batches_and_then_over_the_newest_hundred_or_so():
+    router = router_with(1.0)
+    router.observe(torch.tensor([4.0, 2.0]), 1)
+    router.observe(torch.tensor([6.0, 4.0]), 1)
+    assert router.threshold.item() == pytest.approx((3 + 5) / 2)
+    router.num_seen.fill_(1000)
+    router.observe(torch.tensor([15.0, 13.0]), 1)
+    assert router.threshold.item() == pytest.approx(0.99 * 4 + 0.01 * 14)
+
+
+def test_a_batch_whose_tokens_all_passed_puts_the_threshold_below_them():
+    router = router_with(1.0)
+    router.observe(torch.tensor([2.0, 0.5]), 2)
+    assert router.threshold.item() == pytest.approx(-0.5)
+    _, places, _ = router.eval()(torch.tensor([[-1.5], [-1.4]]), [(0, 2)])
+    assert places.tolist() == [1], "a score at the threshold does not pass"
+
+
 def test_an_untrained_router_lets_every_token_pass():
     router = DepthRouter(64, capacity=0.125).eval()
     _, places, counts = router(torch.randn(20, 64), [(0, 20)])

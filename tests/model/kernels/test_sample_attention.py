@@ -79,6 +79,16 @@ def test_scores_of_any_size():
             torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-12 * max(scale, 1) ** 2)
 
 
+def test_numbers_of_a_head_need_not_stand_side_by_side():
+    row, states = row_of("one prefix"), drawn()
+    weights = torch.randn(1, sum(LENGTHS), HEADS, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    apart = [s.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for s in states]
+    assert all(s.stride(-1) != 1 for s in apart)
+    found = outcome(kernel.sample_attention, apart, row, weights)
+    for one, expected in zip(found, outcome(kernel.sample_attention, states, row, weights), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
 def test_what_it_leaves_to_others():
     query, _, value = drawn()
     row = row_of("one prefix")

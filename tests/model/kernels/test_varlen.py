@@ -91,9 +91,20 @@ def test_it_needs_a_gpu_and_16_bits():
     for dtype in (torch.bfloat16, torch.float32):
         query = torch.zeros(1, 1, 1, SIZE, dtype=dtype)
         assert not varlen.can_attend(query, query, 0.0)
+        with varlen.traced():
+            assert varlen.can_attend(query.to("meta"), query.to("meta"), 0.0) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(8, True), (256, True), (12, False), (264, False)])
+def test_heads_that_it_computes(size, is_taken):
+    query = torch.zeros(1, 1, 1, size, dtype=torch.bfloat16, device="meta")
+    with varlen.traced():
+        assert varlen.can_attend(query, query, 0.0) == is_taken
+        assert not varlen.can_attend(query, query, 0.1)
+        assert not varlen.can_attend(query, query[..., :4], 0.0)
 
 
 def test_consumer_gpus_compute_no_gradients_of_the_largest_heads():
-    hopper, ada, turing = (9, 0), (8, 9), (7, 5)
-    assert varlen._takes(256, hopper) and varlen._takes(128, ada)
+    hopper, ada, ampere, turing = (9, 0), (8, 9), (8, 0), (7, 5)
+    assert varlen._takes(256, hopper) and varlen._takes(256, ampere) and varlen._takes(128, ada)
     assert not varlen._takes(256, ada) and not varlen._takes(64, turing)
