@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from luthier.infer.batching import can_batch
 from luthier.infer.decoding import num_positions
+from luthier.infer.sampling import no_numbers
 from luthier.model.heads.output_head import hidden_instead_of_logits, inspect_head
 from luthier.model.modules import cache_name, forward_parameters
 
@@ -210,7 +211,7 @@ class Scorer:
             return self.model(**given).logits
 
     def _judge(self, pairs: Sequence[Pair], states: Sequence[Tensor]) -> Iterator[Score]:
-        """`states`: for each pair, what predicts each token of its continuation."""
+        """`states`: for each pair, what predicts each token of its continuation. Raises `RunFailed` for NaN."""
         together = torch.cat(list(states))
         targets = torch.tensor([token for pair in pairs for token in pair.continuation], device=together.device)
         logprobs, hits = [], []
@@ -219,7 +220,10 @@ class Scorer:
             logprobs.append(logits.log_softmax(-1).gather(-1, own[:, None]).squeeze(-1))
             hits.append(logits.argmax(-1) == own)
         lengths = [len(pair.continuation) for pair in pairs]
-        for logprob, hit in zip(torch.cat(logprobs).split(lengths), torch.cat(hits).split(lengths), strict=True):
+        found = torch.cat(logprobs)
+        if bool(found.isnan().any()):
+            raise no_numbers()
+        for logprob, hit in zip(found.split(lengths), torch.cat(hits).split(lengths), strict=True):
             yield Score(logprob.sum().item(), bool(hit.all()))
 
 

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from luthier.core.errors import InvalidInput, LuthierError
 from luthier.infer.decoding import TextStream
-from luthier.infer.sampling import chosen_tokens, sample_tokens
+from luthier.infer.sampling import chosen_tokens, largest_tokens, sample_tokens
 from luthier.infer.stops import StopStrings
 from luthier.infer.types import Answer, Piece, Settings, Token
 from luthier.model.failed_device import require_working_device
@@ -59,15 +59,16 @@ def chosen_together(logits: Tensor, choosers: "Sequence[Chooser]") -> list[int |
     tokens: list[int | None] = [None] * len(choosers)
     for candidates, rows in alike.items():
         scores = logits if len(rows) == len(choosers) else logits[rows]
-        if candidates is None:
-            found = scores.argmax(-1)
-        else:
-            numbers = torch.cat([choosers[row].number() for row in rows]).to(logits.device)
-            try:
-                found = chosen_tokens(scores.float(), choosers[rows[0]].settings, numbers, candidates[-1])
-            except ROW_FAULTS as fault:
-                require_working_device(fault)
-                continue
+        numbers = None if candidates is None else torch.cat([choosers[row].number() for row in rows])
+        try:
+            if candidates is None or numbers is None:
+                found = largest_tokens(scores)
+            else:
+                settings = choosers[rows[0]].settings
+                found = chosen_tokens(scores.float(), settings, numbers.to(logits.device), candidates[-1])
+        except ROW_FAULTS as fault:
+            require_working_device(fault)
+            continue
         for row, token_id in zip(rows, found.tolist(), strict=True):
             tokens[row] = token_id
     return tokens
@@ -107,7 +108,7 @@ class Chooser:
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given the (V,) logits in float32."""
-        token_id = int(logits.argmax()) if self.takes_largest else self._choose(logits)
+        token_id = int(largest_tokens(logits)) if self.takes_largest else self._choose(logits)
         self.add(token_id)
         return token_id
 
@@ -132,7 +133,7 @@ class Chooser:
             ids = torch.tensor([self._ids], device=scores.device)
             scores = self._processors(ids, scores[None])[0]  # type: ignore[arg-type]
         if settings.is_greedy:
-            return int(scores.argmax())
+            return int(largest_tokens(scores))
         numbers = self.number().to(scores.device)
         if self._has_rare:
             return int(sample_tokens(scores[None], numbers))

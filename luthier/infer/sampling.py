@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import InvalidInput, RunFailed
 from luthier.infer.types import Settings
 
 COLDEST = 1e-30
@@ -37,8 +37,26 @@ def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
     # The probabilities sum to 1 only up to rounding. A token of probability 0 is never found.
     found = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)
     if bool((found == scores.shape[-1]).any()):  # the sums are not numbers
+        if bool(scores.isnan().any()):
+            raise no_numbers()
         raise InvalidInput("temperature, penalties and logit_bias leave no token with a probability")
     return found.squeeze(-1)
+
+
+def largest_tokens(scores: Tensor) -> Tensor:
+    """(B,) the tokens with the largest of the (B, V) logits. Raises `RunFailed` for logits that are NaN."""
+    values, found = scores.max(-1)
+    if bool(values.isnan().any()):
+        raise no_numbers()
+    return found
+
+
+def no_numbers() -> RunFailed:
+    """The error for a model whose logits are NaN, of which any token or score could be said."""
+    return RunFailed(
+        "the logits of the model are NaN -> load it with infer_dtype: bfloat16 or float32, since float16 may overflow;"
+        " if they stay NaN, its weights are damaged"
+    )
 
 
 def chosen_tokens(scores: Tensor, settings: Settings, numbers: Tensor, min_p: float = 0.0) -> Tensor:

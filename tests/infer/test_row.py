@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import InvalidInput, RunFailed
 from luthier.infer.row import Chooser, Row, chosen_together, scored
 from luthier.infer.row import new_row as row_of_model
 from luthier.infer.types import Answer, Piece, Settings
@@ -59,6 +59,18 @@ def test_only_plain_greedy_answers_skip_the_choice():
     assert chooser().takes_largest
     for keys in ({"do_sample": True}, {"logit_bias": {1: 1.0}}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}):
         assert not chooser(**keys).takes_largest
+
+
+@pytest.mark.parametrize("keys", [{}, {"logit_bias": {1: 1.0}}, {"do_sample": True, "top_k": 0, "top_p": 1.0}])
+def test_logits_that_are_nan_end_their_answer(keys):
+    """A model in float16 may overflow. The largest of NaN is the first token, which a tokenizer spells `!`."""
+    scores = torch.zeros(2, V)
+    scores[1] = torch.nan
+    choosers = [chooser(**keys), chooser(**keys)]
+    assert chosen_together(scores, choosers) == [None, None]
+    assert choosers[0].choose(scores[0]) >= 0
+    with pytest.raises(RunFailed, match="the logits of the model are NaN"):
+        choosers[1].choose(scores[1])
 
 
 def test_answers_with_the_same_settings_choose_together_what_they_choose_alone():

@@ -55,6 +55,7 @@ class Perplexity:
         import torch
 
         from luthier.data.collate import collate, model_inputs, pad_rows
+        from luthier.infer.sampling import no_numbers
         from luthier.model.heads.output_head import inspect_head, token_logps
 
         if self._head is None:
@@ -69,6 +70,8 @@ class Perplexity:
         sums = torch.zeros(2, len(rows), dtype=torch.float64, device=logps.device)
         sums[0].index_add_(0, batch["target_rows"], (logps * weights).double())
         sums[1].index_add_(0, batch["target_rows"], weights.double())
+        if bool(sums.isnan().any()):
+            raise no_numbers()
         found = sums.T.tolist()
         return [
             Record(question.subject, question.index, {"loglikelihood": logp, "num_tokens": weight})
