@@ -20,6 +20,8 @@ from luthier.core.errors import OutputError, RunFailed
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the file `path` by `content`. On failure, raises `OutputError` or `RunFailed` and keeps the old file."""
     data = content.encode() if isinstance(content, str) else content
+    if os.path.isdir(path):  # unlike Path.is_dir, it never raises
+        raise OutputError(f"{path}: this is a folder -> name a file in it")
     temporary = _neighbor(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +123,12 @@ def require_no_file(key: str, folder: Path) -> None:
     """Check that no file has the name of `folder`, named by `key`. Raises `OutputError`."""
     if folder.is_file():
         raise OutputError(f"{key}: {folder}: this is a file -> name a new folder")
+
+
+def require_no_folder(key: str, file: Path) -> None:
+    """Check that no folder has the name of `file`, named by `key`. Raises `OutputError`."""
+    if os.path.isdir(file):
+        raise OutputError(f"{key}: {file}: this is a folder -> name a file in it")
 
 
 def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:

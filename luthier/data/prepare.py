@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
+from luthier.core.files import require_no_file
 from luthier.core.log import info, is_main_process
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.cache.kept_images import IMAGES_FILE
@@ -134,6 +135,8 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
         data = _saved(run, plan, encoding, Path(run.data.tokenized_path))
         warn_of_tags(plan, data.table)
         return data
+    if run.data.tokenized_path is not None:
+        require_no_file("tokenized_path", Path(run.data.tokenized_path))
     tell_machines(run.data)
     data = _prepared(run, plan, encoding)
     warn_of_tags(plan, data.table)

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="luthier data", usage="luthier data RUN [key=value ...] [options]", description=__doc__
     )
-    parser.add_argument("--limit", type=int, help=f"rows to show, 0 for all (default {DEFAULT_LIMIT}, with --json all)")
+    parser.add_argument(
+        "--limit", type=_count, help=f"rows to show, 0 for all (default {DEFAULT_LIMIT}, with --json all)"
+    )
     parser.add_argument("--split", choices=["train", "eval"], default="train", help="which rows (default train)")
     parser.add_argument("--row", type=int, help="show only the row with this number, counted from 0")
     parser.add_argument(
@@ -88,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0, and no number beyond all rows")
+    return number
+
+
 def _prepared(run: "TrainRun", text: "TextSide", options: argparse.Namespace) -> "PreparedData":
     from luthier.data.prepare import prepare
 
@@ -99,7 +108,7 @@ def _prepared(run: "TrainRun", text: "TextSide", options: argparse.Namespace) ->
 
 def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":
     """The rows of the stream to show; all are those of one pass."""
-    wanted = _limit(options) if options.row is None else options.row + 1
+    wanted = _limit(options) if options.row is None else min(max(options.row, 0), sys.maxsize - 1) + 1
     rows, ledger = stream.first(wanted)
     data.ledger.add(ledger)
     return replace(data, train=cast("Any", rows))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from luthier.config.rules.eval_command import asks_learned_rows, kind_of, tasks_of
 from luthier.core.errors import InvalidInput
-from luthier.core.files import write_atomically
+from luthier.core.files import require_no_folder, write_atomically
 from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
 from luthier.evals.results import BASE_FOLDER, COMPARISON_FILE, COMPARISON_LOG, SUMMARY_FILE, read_records
@@ -92,6 +92,8 @@ def evaluate(run: "EvalRun") -> Evaluation:
 def compare_models(run: "EvalRun", compare: str) -> Evaluation:
     """Everything that can be refused is refused before weights are loaded; then the base is measured, then the run."""
     names, root = tasks_of(run), open_root(run, COMPARISON_FILE)
+    if run.evaluation.html is not None:
+        require_no_folder("html", Path(run.evaluation.html))
     trained = as_trained(run)
     base = Side(base_of(run, trained)) if compare == BASE else None
     tuned = Side(trained)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.masking import is_secret
 from luthier.config.rules.eval_command import kind_of, tasks_of
 from luthier.core.errors import InvalidInput
 from luthier.core.files import write_atomically
@@ -179,8 +180,8 @@ def progress(total: int, done: int) -> Iterator[Any]:
 
 
 def keys_of(run: "EvalRun", task: str) -> dict[str, Any]:
-    """The keys that decide the records of a task."""
-    keys = {key: value for key, value in run.given.items() if key not in NOT_IDENTITY}
+    """The keys that decide the records of a task. They are saved, so tokens and passwords are not among them."""
+    keys = {key: value for key, value in run.given.items() if key not in NOT_IDENTITY and not is_secret(key)}
     return dict(sorted({**keys, "task": task}.items()))
 
 
@@ -206,7 +207,7 @@ def as_trained(run: "EvalRun") -> "EvalRun":
     if not output_dir or not run.given.get("do_train"):
         return run
     folder = Path(output_dir)
-    if any(Path(name).is_relative_to(folder) for name in adapters):
+    if any(Path(name).resolve().is_relative_to(folder.resolve()) for name in adapters):
         return run  # the command line has chosen a checkpoint
     if (folder / "adapter_config.json").is_file():
         info(f"the model is that of the run, with the adapter in {folder}")

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.rules.bridge import under_megatron
 from luthier.config.runs import EvalRun, ExportRun, Run, TrainRun
 from luthier.core.errors import OutputError, Problem
-from luthier.core.files import require_apart, require_no_file
+from luthier.core.files import require_apart, require_no_file, require_no_folder
 from luthier.evals.results import COMPARISON_FILE, SUMMARY_FILE, require_unfinished
 from luthier.training.checkpoints import NoCheckpoint, checkpoints_in, find_resume_point
 from luthier.workflow.export import require_unused
@@ -40,6 +41,8 @@ def output_problems(run: Run) -> tuple[list[Problem], list[Problem]]:
 
 
 def _training_problems(run: TrainRun, errors: list[Problem], warnings: list[Problem]) -> None:
+    if run.data.tokenized_path is not None and not holds_tokenized_rows(run.data):
+        _place_problems("tokenized_path", Path(run.data.tokenized_path), errors, warnings)
     if not run.training["output_dir"]:
         return
     output_dir = Path(run.training["output_dir"])
@@ -66,6 +69,9 @@ def _evaluation_problems(run: EvalRun, errors: list[Problem], warnings: list[Pro
         marker = COMPARISON_FILE if compares else SUMMARY_FILE
         errors += _refused("save_dir", lambda: require_unfinished(folder, marker))
         _place_problems("save_dir", folder, errors, warnings)
+    if run.evaluation.html is not None:
+        page = Path(run.evaluation.html)
+        errors += _refused("html", lambda: require_no_folder("html", page))
 
 
 def _place_problems(key: str, folder: Path, errors: list[Problem], warnings: list[Problem]) -> None:

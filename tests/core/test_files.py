@@ -88,6 +88,8 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     assert listing(path.parent) == ["file.json"]
     with pytest.raises(OutputError, match="choose another"):
         write_atomically(path / "under", "three")
+    with pytest.raises(OutputError, match="this is a folder -> name a file in it"):
+        write_atomically(path.parent, "three")
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(full_disk()))
     with pytest.raises(RunFailed, match="kept"):
         write_atomically(path, "three")

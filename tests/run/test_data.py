@@ -72,6 +72,13 @@ def test_which_rows_are_shown_as_json(world, shown, words, numbers):
     assert [line["input_ids"] for line in objects(out)] == [rows[number]["input_ids"] for number in numbers]
 
 
+@pytest.mark.parametrize("words", [("--limit", "-1"), ("--limit", "9" * 30), ("--limit", "few")])
+def test_a_number_of_rows_that_cannot_be(world, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "run.yaml", *words])
+    assert ended.value.code == 2 and f"argument {words[0]}: " in capsys.readouterr().err
+
+
 def test_a_stream_is_shown_as_json_for_one_pass(world, shown):
     _, out, _ = shown("--json", streaming=True, max_steps=2)
     assert sorted(line["input_ids"] for line in objects(out)) == sorted(prepared(world).train["input_ids"])

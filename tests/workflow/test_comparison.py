@@ -129,6 +129,12 @@ def test_what_cannot_be_compared(keys, changes, sentence):
         luthier.evaluate({**keys, **changes})
 
 
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_measured(keys, tmp_path):
+    with pytest.raises(OutputError, match=r"html: .*this is a folder -> name a file in it"):
+        luthier.evaluate({**keys, "html": str(tmp_path)})
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_page_without_a_comparison(keys):
     with pytest.raises(ConfigError, match=r"html: .*nothing is compared"):
         luthier.evaluate({**keys, "compare": None, "html": "page.html"})

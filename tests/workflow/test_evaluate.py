@@ -1,6 +1,7 @@
 """`luthier.evaluate`: results that go on after a kill, the model that a run file means, quantized models, adapters."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import luthier
 from luthier.config.load import load_eval
-from luthier.core.errors import InvalidInput, OutputError
+from luthier.core.errors import InvalidInput, OutputError, RunFailed
 from luthier.evals.tasks.multiple_choice import MultipleChoice
 from luthier.workflow.evaluate import as_trained, load_eval_model
 from luthier.workflow.text import load_text_side
@@ -175,3 +176,32 @@ class TestTheModelOfATrainingRun:
     def test_a_run_that_has_not_been_trained(self, run, tmp_path):
         with pytest.raises(InvalidInput, match="holds no model: this run has not been trained -> train it"):
             as_trained(run(output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("task", ["mmlu_test", "perplexity", "generation"])
+def test_a_model_that_gives_nan_has_no_result(keys, world, tmp_path, task):
+    """It would choose the first letter every time, which looks like chance."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(world["model_name_or_path"], tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"].fill_(torch.nan)
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    own = {"model_name_or_path": str(tmp_path / "broken"), "dataset": "numbers", "do_sample": False}
+    with pytest.raises(RunFailed, match="NaN -> load it with infer_dtype"):
+        luthier.evaluate({**keys, **own, "task": task, "save_dir": str(tmp_path / "out")})
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_no_secret_is_saved(keys, tmp_path):
+    luthier.evaluate({**keys, "hf_hub_token": "my-secret", "save_dir": str(tmp_path / "out")})
+    assert not any(b"my-secret" in text for text in content(tmp_path / "out").values())
+
+
+def test_a_checkpoint_of_the_run_may_be_named_by_its_whole_path(keys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    for name in (str(tmp_path / "out" / "checkpoint-2"), "./out/checkpoint-2"):
+        run = load_eval({**keys, "do_train": True, "output_dir": "out", "adapter_name_or_path": name})
+        assert as_trained(run) is run

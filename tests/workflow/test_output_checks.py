@@ -73,6 +73,15 @@ def test_what_stands_where_a_command_would_write(folder, capsys, kind, file, tol
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_place_for_tokenized_rows_and_one_for_a_page(folder, capsys):
+    (folder / "file").write_text("", encoding="utf-8")
+    assert cli.main(["check", write(folder, tokenized_path="file")]) == 2
+    assert "tokenized_path: 'file': file: this is a file -> name a new folder" in capsys.readouterr().err
+    evaluation = {"task": "generation", "eval_dataset": "d", "compare": "base", "html": str(folder)}
+    assert cli.main(["check", write(folder, **evaluation), "--for", "eval"]) == 2
+    assert "this is a folder -> name a file in it" in capsys.readouterr().err
+
+
 def test_a_folder_that_a_run_may_write_over(folder, capsys):
     (folder / "o").mkdir()
     (folder / "o" / "adapter_model.safetensors").write_text("", encoding="utf-8")
