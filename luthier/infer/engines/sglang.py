@@ -6,6 +6,7 @@ https://docs.sglang.ai/basic_usage/sampling_params.html
 """
 
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.model.files.sources import ModelSource
 
 ADAPTER = "adapter"
+_SEED_BITS = 31
 _DETERMINISTIC = "enable_deterministic_inference"
 
 
@@ -54,6 +56,9 @@ class SglangDialect:
         }
         if settings.seed is not None:
             sampling["sampling_seed"] = settings.seed
+        elif self._takes_seeds and not settings.is_greedy:
+            # It would sample with the seed 42, so that all answers to a prompt would be the same one.
+            sampling["sampling_seed"] = secrets.randbits(_SEED_BITS)
         if settings.grammar is not None:
             sampling |= _structured(settings.grammar)
         body: dict[str, Any] = {"input_ids": list(ask.prompt_ids), "stream": True, "sampling_params": sampling}

@@ -77,9 +77,9 @@ GREEDY |= {"max_new_tokens": 7, "stop_token_ids": [5, 9], "ignore_eos": False}
 SAMPLED = {"temperature": 0.95, "top_p": 0.7}
 
 
-def body(settings: Settings, adapter=None):
+def body(settings: Settings, adapter=None, *, takes_seeds=False):
     ask = Ask(prompt_ids=(1, 2), settings=settings, num_new_tokens=7, stop_ids={9, 5})
-    return SglangDialect(adapter, takes_seeds=True).body(ask)
+    return SglangDialect(adapter, takes_seeds=takes_seeds).body(ask)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,13 @@ def body(settings: Settings, adapter=None):
 )
 def test_each_setting_is_a_parameter(settings, changed):
     assert body(Settings(**settings)) == {"input_ids": [1, 2], "stream": True, "sampling_params": GREEDY | changed}
+
+
+def test_answers_without_a_seed_differ_where_sglang_would_use_one_seed_for_all():
+    seeds = {body(Settings(), takes_seeds=True)["sampling_params"]["sampling_seed"] for _ in range(8)}
+    assert len(seeds) > 1 and all(0 <= seed < 2**31 for seed in seeds)
+    assert body(Settings(seed=0), takes_seeds=True)["sampling_params"]["sampling_seed"] == 0
+    assert "sampling_seed" not in body(Settings(do_sample=False), takes_seeds=True)["sampling_params"]
 
 
 def test_log_probabilities_and_adapters_stand_beside_the_parameters():
