@@ -55,6 +55,7 @@ def test_whitening_and_moments():
     assert white.tolist() == pytest.approx([(v - 3) / math.sqrt(3.5) for v in (1, 2, 3, 6)], abs=1e-6)
     kept = advantages.whitened(values, alone, shifts_mean=False)
     assert kept.mean().item() == pytest.approx(3) and kept.std(unbiased=False).item() == pytest.approx(1)
+    assert advantages.whitened(torch.ones(3), alone).tolist() == [0.0, 0.0, 0.0]
     state: dict[str, float] = {}
     for part in (values[:1], values[1:3], values[3:]):
         count = float(len(part))

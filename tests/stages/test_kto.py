@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def model() -> Any:
     return LlamaForCausalLM(LlamaConfig(**{**TINY_LLAMA, "num_hidden_layers": 1})).double().eval()
 
 
-def batch_of(reference: torch.Tensor, *, concatenates: bool = False) -> dict[str, Any]:
-    parts = zip(ROWS, STRANGERS, LIKED, strict=True)
+def batch_of(reference: torch.Tensor, *, concatenates: bool = False, fillers: Sequence[bool] = ()) -> dict[str, Any]:
+    """`fillers`: whether each filler row is a liked one."""
+    filler = {"input_ids": [5, 6, 7], "labels": [-100] * 3}
+    parts = zip(*(own + [filler] * len(fillers) for own in (ROWS, STRANGERS)), [*LIKED, *fillers], strict=True)
     rows = [
         {**row, "kl_input_ids": other["input_ids"], "kl_labels": other["labels"], "kto_tags": [int(liked)]}
         for row, other, liked in parts
@@ -112,6 +115,22 @@ def test_the_stage_equals_trl(model, shift, concatenates):
     means |= margins(means)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"):
         assert means[name] == pytest.approx(metrics[name][0], abs=1e-6), name
+
+
+@pytest.mark.parametrize("fillers", [[True], [False], [True, False]], ids=["liked", "disliked", "both"])
+def test_filler_rows_have_no_weight(model, fillers):
+    reference, models = reference_of(model, 0.7), Models(model, inspect_head(model))
+    nothing = torch.zeros(len(fillers), dtype=torch.float64)
+    filled = torch.cat([reference[: len(ROWS)], nothing, reference[len(ROWS) :], nothing])
+    config, batches = KtoConfig(pref_ftx=0.1), (batch_of(reference), batch_of(filled, fillers=fillers))
+    assert [count_rows(batch) for batch in batches] == [len(ROWS)] * 2
+    states = [state_of(model, batch, config) for batch in batches]
+    assert states[1]["kl"] == pytest.approx(states[0]["kl"])
+    expected, found = (loss(models, batch, config, state={"kl": 0.4}, training=True) for batch in batches)
+    torch.testing.assert_close(found.total, expected.total, rtol=1e-9, atol=1e-9)
+    for name, (total, count) in expected.metrics.items():
+        assert float(found.metrics[name][0]) == pytest.approx(float(total), abs=1e-9), name
+        assert found.metrics[name][1] == count, name
 
 
 def test_the_sft_loss_is_added_to_liked_answers(model):

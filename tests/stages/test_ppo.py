@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
-from luthier.data.collate import concatenate_rows, model_inputs
+from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.attention import isolate_samples
 from luthier.model.heads.output_head import inspect_head
@@ -39,12 +39,62 @@ def test_returns_are_advantages_plus_values():
     assert targets.columns["returns"].tolist() == pytest.approx([0.805, 0.9, 2.9])
 
 
+def test_token_rewards_are_scaled_around_their_mean():
+    """Rewards -0.1, 0.9 | 2.9 as above have the mean 37/30 and the variance 14/9."""
+    config = PpoConfig(ppo_whiten_rewards=True)
+    targets = token_targets(experience(0.5, 0.0), config, state={}, totals=alone, max_new_tokens=8)
+    first, second, third = ((reward - 37 / 30) / math.sqrt(14 / 9) + 37 / 30 for reward in (-0.1, 0.9, 2.9))
+    assert targets.columns["returns"].tolist() == pytest.approx([first + 0.95 * second, second, third])
+
+
+def test_the_kl_of_an_answer_is_compared_with_the_target():
+    """0.75 instead of 0.8: e = -1/16, within its bounds."""
+    config = PpoConfig(ppo_target=0.8)
+    targets = token_targets(experience(0.5, 0.0), config, state={}, totals=alone, max_new_tokens=8)
+    assert targets.state["kl_coefficient"] == pytest.approx(0.2 * (1 - 2 / 16 / 10_000), rel=1e-9)
+    assert targets.metrics["kl_coefficient"][0].item() == pytest.approx(0.2), "with which this rollout was rewarded"
+
+
 def test_scores_are_normalized_by_all_so_far():
     """1 and 3: mean 2, deviation sqrt(2)."""
     config = PpoConfig(ppo_score_norm=True)
     targets = token_targets(experience(0.0, 0.0), config, state={}, totals=alone, max_new_tokens=8)
     assert targets.columns["returns"][1:].tolist() == pytest.approx([-1 / math.sqrt(2), 1 / math.sqrt(2)])
     assert targets.state["score_count"] == 2
+
+
+@pytest.mark.parametrize("is_linear", [True, False], ids=["chunked head", "plain logits"])
+def test_the_loss_is_that_of_the_equations(is_linear):
+    """Ratios and values within and beyond their bounds, by autograd on the written-out formula."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**TINY_LLAMA)).double().eval()
+    layer = add_value_head(model)
+    torch.nn.init.normal_(layer.weight, std=0.1)
+    head = replace(inspect_head(model), value=layer)
+    head = head if is_linear else replace(head, linear=None)
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}, {"input_ids": [3, 4], "labels": [-100, 4]}]
+    batch = {**pad_rows(rows, pad_token_id=0), "temperature": 0.7}
+    states = model.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state.flatten(0, 1)
+    states = states[batch["positions"]]
+    logps = (model.lm_head(states) / 0.7).log_softmax(-1).gather(-1, batch["targets"][:, None]).squeeze(-1)
+    values = layer(states.float()).squeeze(-1)
+    batch["old_logps"] = logps.detach() + torch.tensor([0.1, -0.5, 0.5, -0.1])
+    batch["old_values"] = values.detach() + torch.tensor([0.1, -0.5, 0.5, -0.1])
+    batch["advantages"] = torch.tensor([1.0, 2.0, -3.0, -0.5])
+    batch["returns"] = values.detach() + torch.tensor([0.3, -0.4, -2.0, 0.2])
+    ratio, gain = (logps - batch["old_logps"]).exp(), batch["advantages"]
+    policy = -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
+    near = torch.maximum(torch.minimum(values, batch["old_values"] + 0.2), batch["old_values"] - 0.2)
+    value = torch.maximum((values - batch["returns"]) ** 2, (near - batch["returns"]) ** 2) / 2
+    expected = policy.sum() + 0.1 * value.sum()
+    found = STAGE.loss(Models(model, head), batch, PpoConfig(), state={}, training=True)
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-6)
+    assert found.metrics["clip_fraction"][0] == 2 and found.metrics["clip_fraction"][1] == 4
+    weights = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found.total, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 ROUTED = {

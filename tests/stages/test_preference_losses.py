@@ -216,6 +216,22 @@ def test_the_bco_and_the_sft_loss_are_mixed_in(model):
     assert_equal_with_gradients(model, ours(model, config, mean_reward=0.7).total, expected)
 
 
+def test_the_metrics_of_each_side_are_sums_over_the_pairs(model):
+    """Log-probabilities are those of whole answers, logits the means over their tokens and the vocabulary."""
+    with torch.no_grad():
+        logits = [model(torch.tensor([row["input_ids"]])).logits[0, len(PROMPT) - 1 : -1].mean() for row in ROWS]
+    logps = trl_losses.said(model, trl_losses.rectangle(ROWS)).log_probs.sum(-1).detach()
+    metrics = ours(model, DpoConfig(pref_beta=0.3)).metrics
+    for side, own in (("chosen", slice(NUM_PAIRS)), ("rejected", slice(NUM_PAIRS, None))):
+        expected = {
+            f"logps/{side}": logps[own].sum(),
+            f"logits/{side}": sum(logits[own]),
+            f"rewards/{side}": 0.3 * (logps - REFERENCE)[own].sum(),
+        }
+        for name, value in expected.items():
+            assert float(metrics[name][0]) == pytest.approx(float(value), abs=1e-6), name
+
+
 def test_tokens_beyond_the_shorter_answer_count_ld_alpha_times(model):
     """With ld_alpha 0 a pair is compared up to its shorter answer; with 1 nothing changes."""
     metric = "logps/chosen"
