@@ -43,6 +43,8 @@ REFERENCE_COLUMN = "reference_logps"
 LOGPS_FILE = "reference_logps.npy"
 LOGPS_CODE = (
     "stages/_logps.py",
+    "stages/_segments.py",
+    "model/attention.py",
     "model/heads",
     "model/kernels",
     "data/collate.py",
@@ -97,9 +99,10 @@ class ReferenceScorer:
         return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
     def _with_reference(self, rows: Table, digest: str) -> RowsWithReference:
-        # How rows are batched changes the rounding, and equal runs have equal bits, whatever the cache holds.
+        # How rows are batched and what computes them changes the rounding, and equal runs have equal bits, whatever the
+        # cache holds.
         batches = (*self.layout, self.args.eval_batch_size, self.args.world_size)
-        how = (self.args.bf16, self.args.fp16, *batches)
+        how = (self.args.bf16, self.args.fp16, *batches, *kernels_of(self.model, self.args.device))
         key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), how, files_state(rows))
         assert key is not None, "all parts of the key are known"
         values = None
@@ -131,6 +134,12 @@ class ReferenceScorer:
             values = for_every_row(rows, self.args, self.collate, compute)
         model.train(was_training)
         return np.array(values, np.float32)
+
+
+def kernels_of(model: "nn.Module", device: torch.device) -> tuple[Any, ...]:
+    """What computes this model: PyTorch, the kind of device, the attention, and how many modules have other code."""
+    num_changed = sum("forward" in vars(module) for module in model.modules())
+    return torch.__version__, device.type, unwrap(model).config._attn_implementation, num_changed
 
 
 def files_state(rows: Table) -> str:

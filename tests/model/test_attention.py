@@ -1,6 +1,7 @@
 """Attention: the choice is explained, and samples in one row know nothing of each other."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.core.machine import detect
 from luthier.data.collate import concatenate_rows, model_inputs
 from luthier.data.shared_prefixes import concatenate_sharing_prefixes
-from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention, shares_prefixes
+from luthier.model.attention import (
+    PER_SAMPLE,
+    isolate_samples,
+    isolates_samples,
+    per_sample_attention,
+    resolve_attention,
+    shares_prefixes,
+)
 from luthier.model.classes import model_class
 from tests.tiny import TINY_LLAMA
 
@@ -125,6 +133,90 @@ def test_tokens_are_not_shared_where_attention_does_not_know_how():
     inner = model.model.forward
     model.model.forward = lambda *args, prefixes=None, **given: inner(*args, **given)
     assert not shares_prefixes(model), "the model does not pass them on"
+
+
+def scored_one_by_one(dtype, dropout=0.0, softcap=None):
+    """The output of samples of 7, 1 and 9 tokens, and their values, which are not as wide as the keys."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 2, 17, size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for size in (6, 6, 4)
+    )
+    bounds = torch.tensor([0, 7, 8, 17], dtype=torch.int32)
+    return per_sample_attention(torch.nn.Module(), q, k, v, None, None, dropout, None, softcap, bounds)[0], (q, k, v)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_weights_are_dropped_out(softcap):
+    """Of the second sample, a single token, the one weight is 0 or 2."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        out, (_, _, value) = scored_one_by_one(torch.float32, 0.5, softcap)
+        for found, own in zip(out[0, 7], value[0, :, 7], strict=True):
+            assert torch.equal(found, torch.zeros(4)) or torch.equal(found, 2 * own)
+    assert not torch.equal(out, scored_one_by_one(torch.float32, 0.0, softcap)[0])
+
+
+def test_16_bits_are_computed_in_32_on_a_cpu():
+    out, states = scored_one_by_one(torch.bfloat16)
+    exact, exact_states = scored_one_by_one(torch.float64)
+    found = torch.autograd.grad(out.square().sum(), states)
+    expected = torch.autograd.grad(exact.square().sum(), exact_states)
+    for one, other in zip((out, *found), (exact, *expected), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).norm() < 0.012 * other.norm()
+
+
+def test_tokens_after_a_cache_see_those_in_it():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY_LLAMA)).eval()
+    isolate_samples(model)
+    ids = torch.arange(5, 14)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        start = model(ids[:, :5], use_cache=True)
+        end = model(ids[:, 5:], past_key_values=start.past_key_values).logits
+    torch.testing.assert_close(torch.cat([start.logits, end], 1), expected)
+
+
+@pytest.mark.parametrize("window", [None, 50, 6, 1])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize(
+    "prefixes", [None, [[0, 0], [0, 0], [1, 6], [0, 0]], [[0] * 4, [0, 3, 0, 0], [0, 3, 7, 1], [0] * 4]]
+)
+def test_samples_one_by_one_are_those_of_the_whole_matrix(window, softcap, prefixes):
+    """Values of another size than keys are for no kernel of ours."""
+    lengths, heads, groups = (7, 1, 9, 3), 4, 2
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, count, sum(lengths), size, generator=generator, dtype=torch.float64).requires_grad_()
+        for count, size in ((heads, 6), (heads // groups, 6), (heads // groups, 4))
+    )
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    given = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32)
+    found, _ = per_sample_attention(
+        torch.nn.Module(), q, k, v, None, 0.3, 0.0, window, softcap, cu_seq_lens_q=bounds, prefixes=given
+    )
+    mask = torch.zeros(sum(lengths), sum(lengths), dtype=torch.bool)
+    for number, (start, end) in enumerate(pairwise(bounds.tolist())):
+        runs = [] if prefixes is None else zip(prefixes[number][::2], prefixes[number][1::2], strict=True)
+        before = [token for first, count in runs for token in range(first, first + count)]
+        for token in range(start, end):
+            seen = [*before, *range(start, token + 1)]
+            mask[token, seen if window is None else seen[-window:]] = True
+    scores = q @ k.repeat_interleave(groups, 1).transpose(2, 3) * 0.3
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = (weights @ v.repeat_interleave(groups, 1)).transpose(1, 2)
+    exactness = {} if softcap is None else {"rtol": 1e-5, "atol": 1e-6}  # transformers has the softmax in float32 too
+    torch.testing.assert_close(found, expected, **exactness)
+    shares = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad((found * shares).sum(), (q, k, v)),
+        torch.autograd.grad((expected * shares).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, **exactness)
 
 
 @pytest.mark.parametrize("name", PADDED)

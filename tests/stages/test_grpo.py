@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from luthier.data.collate import concatenate_rows
+from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
@@ -29,6 +29,19 @@ def test_what_an_optimizer_step_is_divided_by(loss_type):
     assert (weights, units) == expected
 
 
+def test_the_spread_of_the_scores_of_a_group_is_a_mean_over_groups():
+    total, count = group_targets(
+        experience(), GrpoConfig(num_generations=2), state={}, totals=alone, max_new_tokens=8
+    ).metrics["reward_spread"]
+    assert (total.item(), count) == (pytest.approx(math.sqrt(2)), 1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_iterations": 2}, {"grpo_beta": 0.1}])
+def test_where_the_policy_has_moved_or_is_compared_its_first_probabilities_are_known(keys):
+    plan = STAGE.rollout(GrpoConfig(**keys))
+    assert plan.needs_policy_logps == bool(keys) and plan.num_passes == keys.get("num_iterations", 1)
+
+
 def test_rloo_subtracts_the_kl_from_the_score():
     """KL of the answers is 0.2 and 0.1, so with beta 10 the scores are -1 and 2, and the advantages -3 and 3."""
     config = GrpoConfig(num_generations=2, loss_type="rloo", grpo_beta=10.0)
@@ -49,3 +62,36 @@ def test_the_loss_is_the_weighted_sum_over_the_tokens(loss_type):
     }
     models, config = Models(model, inspect_head(model)), GrpoConfig(loss_type=loss_type)
     assert STAGE.loss(models, batch, config, state={}, training=True).total.item() == pytest.approx(-3.5)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_the_loss_is_that_of_the_equations_when_the_policy_has_moved(loss_type):
+    """Log-ratios 1, -1, 0.3 of one answer and 0.5 of another, within 0.8 and 1.5 or beyond, with the KL to a reference:
+    the ratio of each token, or one for the whole answer (their mean 0.1, their sum 0.3)."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY_LLAMA)).double()
+    rows = [{"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]]} for ids in ([1, 2, 3, 4], [5, 6])]
+    batch, logps = pad_rows(rows, pad_token_id=0), []
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        logps.append((model(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1))
+    moved, gains, weights = (torch.tensor(one).double() for one in ([1, -1, 0.3, 0.5], [2, 2, 2, -1], [1, 0.5, 1, 2]))
+    ours = torch.cat(logps)
+    batch |= {"old_logps": ours.detach() - moved, "advantages": gains, "weights": weights, "temperature": 0.7}
+    ratios = torch.cat([one - old for one, old in zip(logps, batch["old_logps"].split([3, 1]), strict=True)])
+    if loss_type in ("gspo", "rloo"):
+        answer = ratios[:3].mean() if loss_type == "gspo" else ratios[:3].sum()
+        ratios = torch.cat([answer.expand(3), ratios[3:]])
+    expected = -torch.minimum(ratios.exp() * gains, ratios.exp().clamp(0.8, 1.5) * gains)
+    config = GrpoConfig(loss_type=loss_type, epsilon=0.2, epsilon_high=0.5, grpo_beta=0.3)
+    if not LOSSES[loss_type].kl_in_score:
+        batch["reference_logps"] = ours.detach() + torch.tensor([0.4, -0.2, 0.0, 1.0])
+        behind = batch["reference_logps"] - ours
+        expected = expected + 0.3 * (behind.exp() - 1 - behind)
+    found = STAGE.loss(Models(model, inspect_head(model)), batch, config, state={}, training=True).total
+    torch.testing.assert_close(found, (expected * weights).sum())
+    learned = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found, learned), torch.autograd.grad((expected * weights).sum(), learned), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -14,6 +14,7 @@ from luthier.data.cache.store import Cache
 from luthier.data.collate import concatenate_rows
 from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
+from luthier.model.kernels.fuse import fuse
 from luthier.training import reference_logps
 from luthier.training.parts import collator
 from luthier.training.reference_logps import LOGPS_FILE, ReferenceScorer, weights_digest
@@ -103,3 +104,18 @@ def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
             torch.testing.assert_close(torch.tensor(logps), torch.tensor(logps[:1, :1]).expand(3, 2), atol=1e-5, rtol=0)
             found.append(len(list(tmp_path.rglob(LOGPS_FILE))))
     assert found == [1, 2, 3, 4]
+
+
+def test_another_attention_and_other_kernels_round_differently(tmp_path):
+    rows = Table(pa.table({name: [[5, 6, 7]] * 3 for name in ("input_ids", "labels")}))
+    args = SimpleNamespace(bf16=False, fp16=False, eval_batch_size=2, world_size=1, process_index=0)
+    args.device, found = torch.device("cpu"), []
+    for attention, is_fused in (("sdpa", False), ("eager", False), ("sdpa", True), ("sdpa", False)):
+        policy = model().eval()
+        policy.set_attn_implementation(attention)
+        if is_fused:
+            fuse(policy)
+        scorer = ReferenceScorer(policy, collator(0, None), (False,) * 3, args, Cache(tmp_path))
+        scorer.add_to({"train": rows})
+        found.append(len(list(tmp_path.rglob(LOGPS_FILE))))
+    assert found == [1, 2, 3, 3]
