@@ -115,6 +115,17 @@ def test_the_loss_is_a_sum_over_the_labeled_tokens(model, stage, smoothing):
         assert dict(found.metrics) == {}
 
 
+def test_a_token_counts_with_its_weight_in_the_loss_and_in_the_units(model):
+    weighted = [{**row, "weights": [0.5] * len(row["labels"])} for row in ROWS]
+    models, stage = Models(model, inspect_head(model)), STAGES.get("sft")
+    whole, half = (
+        stage.loss(models, pad_rows(rows, pad_token_id=256), SftConfig(), state={}, training=True).total.item()
+        for rows in (ROWS, weighted)
+    )
+    assert half == pytest.approx(whole / 2, rel=1e-5)
+    assert stage.units(pad_rows(weighted, pad_token_id=256)) == 2.5
+
+
 def test_accuracy_is_summed_row_by_row_and_only_in_evaluation(model):
     batch, config = pad_rows(ROWS, pad_token_id=256), SftConfig(compute_accuracy=True)
     models, stage = Models(model, inspect_head(model)), STAGES.get("sft")

@@ -17,8 +17,9 @@ from luthier.data.types import Dialogue, Message
 from luthier.model.frozen_models import InitialPolicy, SeparateModel
 from luthier.model.heads.objective import predictions_at
 from luthier.model.heads.output_head import OutputHead, inspect_head
+from luthier.model.kernels import chunked_head
 from luthier.model.types import Models
-from luthier.stages._divergence import generalized_jsd
+from luthier.stages._divergence import forward_kl, generalized_jsd
 from luthier.stages.gkd import STAGE, GkdConfig
 from luthier.stages.sft import STAGE as SFT
 from luthier.stages.sft import SftConfig
@@ -62,16 +63,20 @@ def test_each_target_counts_with_its_weight():
     assert total(weights) == pytest.approx(sum(w * one for w, one in zip(weights, each, strict=True)))
 
 
-@pytest.mark.parametrize("padded_vocabulary", [320, 328])
-def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary):
-    """Row by row with the models' own logits; a teacher whose embedding is padded further gives the same words."""
-    student, teacher = model_of(1), model_of(2, vocab_size=padded_vocabulary)
-    expected = 0.0
+@pytest.mark.parametrize("sizes", [(320, 320), (320, 328), (328, 320)], ids=["alike", "teacher", "student"])
+@pytest.mark.parametrize("at_once", [1, 2**26])
+def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(monkeypatch, sizes, at_once):
+    """Row by row with the models' own logits; one whose embedding is padded further gives the same words."""
+    for limit in ("OBJECTIVE_ELEMENTS", "SMALL_OBJECTIVE_ELEMENTS"):
+        monkeypatch.setattr(chunked_head, limit, at_once)
+    student, teacher = (model_of(seed, vocab_size=size) for seed, size in enumerate(sizes, 1))
+    expected = kl = 0.0
     for row in ROWS:
         ids = torch.tensor([row["input_ids"]])
-        own, given = student(input_ids=ids).logits[0, :-1], teacher(input_ids=ids).logits[0, :-1, :320]
+        own, given = (model(input_ids=ids).logits[0, :-1, :320] for model in (student, teacher))
         learned = torch.tensor(row["labels"][1:]) != -100
         expected += generalized_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
+        kl += forward_kl(own, given)[learned].sum().item()
     isolated(student), isolated(teacher)
     models = Models(student, inspect_head(student), {"teacher": SeparateModel(teacher, inspect_head(teacher))})
     batch = concatenate_rows(ROWS)
@@ -79,7 +84,7 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
         one = Models(student, head, models.frozen)
         output = STAGE.loss(one, batch, GkdConfig(gkd_temperature=2.0), state={}, training=True)
         assert output.total.item() == pytest.approx(expected, rel=1e-9)
-        assert output.metrics["teacher_kl"][1] == STAGE.units(batch) == 4
+        assert output.metrics["teacher_kl"] == (pytest.approx(kl, rel=1e-5), 4) and STAGE.units(batch) == 4
 
 
 def test_the_initial_policy_does_not_change():

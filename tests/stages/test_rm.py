@@ -96,6 +96,18 @@ def test_the_loss_is_the_sum_over_pairs_of_the_negative_log_sigmoid_of_the_margi
     ]
 
 
+def test_filler_pairs_have_no_weight(scorer):
+    """Those that complete the last batch of an evaluation: any row, without labels."""
+    unlabeled = {name: [-100] * len(value) if "labels" in name else value for name, value in ROWS[1].items()}
+    models = Models(scorer, inspect_head(scorer))
+    plain, filled = (collate(rows, lambda rows: pad_rows(rows, 256)) for rows in (ROWS[:1], [ROWS[0], unlabeled]))
+    expected, found = (loss(models, batch, RmConfig(), state={}, training=False) for batch in (plain, filled))
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
+    for name, (total, count) in expected.metrics.items():
+        assert float(found.metrics[name][0]) == pytest.approx(float(total), rel=1e-5), name
+        assert found.metrics[name][1] == count == 1
+
+
 def test_the_loss_by_hand():
     """r_w = 1, r_l = 0 and r_w = 0, r_l = 2: log(1 + e^-1) + log(1 + e^2) = 0.313262 + 2.126928 = 2.440190."""
     values = torch.tensor([1.0, 0.0, 0.0, 2.0])

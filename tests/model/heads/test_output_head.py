@@ -1,11 +1,22 @@
 """The loss at labeled positions equals the textbook one, value and gradients, however the logits are cut."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
-from luthier.model.heads.output_head import OutputHead, hidden_at, inspect_head, summed_loss, token_logps
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
+from luthier.model.attention import isolate_samples
+from luthier.model.heads.output_head import (
+    OutputHead,
+    hidden_at,
+    hidden_instead_of_logits,
+    inspect_head,
+    summed_loss,
+    token_logps,
+)
 
 
 def llama(**changes):
@@ -56,6 +67,68 @@ def test_full_logits_give_the_same_loss_when_the_head_is_not_plain():
     for head in (OutputHead(None, True), OutputHead(None, False)):
         loss, _ = summed_loss(model, head, model_inputs(batch), batch["positions"], batch["targets"])
         torch.testing.assert_close(loss, expected_loss(model, ROWS), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+@pytest.mark.parametrize("layout", [concatenate_rows, concatenate_sharing_prefixes, partial(pad_rows, pad_token_id=0)])
+def test_each_target_has_the_weight_of_its_own_token(layout, is_linear):
+    """Of three rows with one beginning; one has no weights, and the first label of a row is none."""
+    begin = list(range(20, 30))
+    rows = [
+        {"input_ids": [*begin, 1, 2], "labels": [20, *[-100] * 9, 1, 2], "weights": [9.0, *[7.0] * 9, 0.5, 0.25]},
+        {"input_ids": [*begin, 1, 3], "labels": [*[-100] * 10, 1, 3]},
+        {"input_ids": [*begin, 4], "labels": [*[-100] * 9, 29, 4], "weights": [*[5.0] * 9, 0.0, 3.0]},
+    ]
+    model, expected = llama(), 0.0
+    for row, weights in zip(rows, ([0.5, 0.25], [1.0, 1.0], [0.0, 3.0]), strict=True):
+        logps = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
+        expected -= sum(logps[p, row["input_ids"][p]] * w for p, w in zip((-2, -1), weights, strict=True))
+    if layout in (concatenate_rows, concatenate_sharing_prefixes):
+        isolate_samples(model)
+    batch = layout(rows)
+    assert ("prefixes" in batch) == (layout is concatenate_sharing_prefixes)
+    head = inspect_head(model) if is_linear else OutputHead(None, True)
+    where = model_inputs(batch), batch["positions"], batch["targets"]
+    found, _ = summed_loss(model, head, *where, weights=batch["weights"])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+def test_log_probabilities_and_mean_logits_of_a_head_with_a_bias(is_linear):
+    model = llama()
+    model.lm_head = torch.nn.Linear(64, 320).double()
+    torch.nn.init.normal_(model.lm_head.bias, mean=0.5)
+    head, batch = inspect_head(model) if is_linear else OutputHead(None, True), pad_rows(ROWS, pad_token_id=0)
+    assert (head.linear is model.lm_head) == is_linear
+    where = model_inputs(batch), batch["positions"], batch["targets"]
+    logps, means = token_logps(model, head, *where, temperature=0.7)
+    logits = model(**where[0]).logits.flatten(0, 1)[batch["positions"]]
+    expected = (logits / 0.7).log_softmax(-1).gather(-1, batch["targets"][:, None]).squeeze(-1)
+    torch.testing.assert_close(logps, expected)
+    torch.testing.assert_close(means.double(), logits.mean(-1), rtol=1e-5, atol=1e-5)
+    assert not means.requires_grad
+
+
+def test_logits_of_16_bits_are_compared_in_32():
+    model, batch = llama().bfloat16(), pad_rows(ROWS, pad_token_id=0)
+    where = model_inputs(batch), batch["positions"], batch["targets"]
+    logits = model(**where[0]).logits.flatten(0, 1)[batch["positions"]].float()
+    loss, _ = summed_loss(model, OutputHead(None, True), *where)
+    logps, means = token_logps(model, OutputHead(None, True), *where)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["targets"], reduction="sum"), rtol=1e-6, atol=0)
+    torch.testing.assert_close(logps.sum(), -loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(means, logits.mean(-1), rtol=1e-5, atol=1e-6)
+
+
+def test_code_of_its_own_comes_back_to_the_head():
+    linear = torch.nn.Linear(2, 2)
+    with hidden_instead_of_logits(linear):
+        assert torch.equal(linear(torch.ones(2)), torch.ones(2))
+    assert "forward" not in vars(linear)
+    linear.forward = own = lambda x: 2 * x
+    with hidden_instead_of_logits(linear):
+        pass
+    assert vars(linear)["forward"] is own
 
 
 def test_a_head_behind_which_more_happens_is_not_taken_for_a_plain_one():

@@ -1,9 +1,12 @@
 """Adam-mini: two steps worked out block by block, and the size of its state."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from luthier.training.optimizers.adam_mini import block_shape
+from luthier.training.optimizers.adam_mini import block_shape, head_size_of
 from tests.training.optimizers.worlds import arguments, assert_resumes, built, fill_gradients, tiny_model, weights
 
 
@@ -14,23 +17,25 @@ def blocks_of(name: str, weight: torch.Tensor) -> list[torch.Tensor]:
     return list(weight.split(16 if "q_proj" in name or "k_proj" in name else 1))
 
 
-def test_two_steps_by_hand(tmp_path):
+@pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.7, 0.8, 0.1)], ids=["defaults", "others"])
+def test_two_steps_by_hand(tmp_path, beta1, beta2, eps):
     model = tiny_model()
-    optimizer = built("adam_mini", model, arguments(tmp_path, weight_decay=0.1), use_adam_mini=True)
+    keys = {"adam_beta1": beta1, "adam_beta2": beta2, "adam_epsilon": eps, "weight_decay": 0.1}
+    optimizer = built("adam_mini", model, arguments(tmp_path, **keys), use_adam_mini=True)
     expected = weights(model)
     means: dict[str, torch.Tensor] = {name: torch.zeros_like(weight) for name, weight in expected.items()}
     squares: dict[str, list[float]] = {name: [0.0] * len(blocks_of(name, w)) for name, w in expected.items()}
     for step in (1, 2):
         fill_gradients(model, step)
         for name, weight in model.named_parameters():
-            means[name] = 0.9 * means[name] + 0.1 * weight.grad
+            means[name] = beta1 * means[name] + (1 - beta1) * weight.grad
             expected[name] *= 1 - 1e-2 * (0.0 if "norm" in name else 0.1)
             parts = zip(*(blocks_of(name, x) for x in (expected[name], means[name], weight.grad)), strict=True)
             for index, (block, mean, gradient) in enumerate(parts):
-                square = 0.999 * squares[name][index] + 0.001 * gradient.square().mean().item()
+                square = beta2 * squares[name][index] + (1 - beta2) * gradient.square().mean().item()
                 squares[name][index] = square
-                size = (square / (1 - 0.999**step)) ** 0.5 + 1e-8
-                block -= 1e-2 * mean / (1 - 0.9**step) / size
+                size = (square / (1 - beta2**step)) ** 0.5 + eps
+                block -= 1e-2 * mean / (1 - beta1**step) / size
         optimizer.step()
     for name, weight in weights(model).items():
         assert torch.allclose(weight, expected[name], atol=1e-6), name
@@ -54,7 +59,14 @@ def test_blocks_of_other_shapes():
     assert block_shape("layers.0.self_attn.q_proj.lora_A.default.weight", (16, 64), 16) == 1
     assert block_shape("layers.0.self_attn.q_proj.lora_B.default.weight", (64, 16), 16) == 16
     assert block_shape("layers.0.self_attn.q_proj.bias", (64,), 16) == "whole"
+    assert block_shape("layers.0.self_attn.k_proj.weight", (24, 64), 16) == 1, "no whole number of heads"
     assert block_shape("layers.0.mlp.experts.up_proj", (4, 8, 16), 16) == 1
+
+
+@pytest.mark.parametrize(("head_dim", "expected"), [(24, 24), (None, 16)])
+def test_heads_need_not_share_the_hidden_size(head_dim, expected):
+    model = SimpleNamespace(config=LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=head_dim))
+    assert head_size_of(model) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
