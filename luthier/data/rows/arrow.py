@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 BATCH_NUMBERS = 1 << 22
-"""A batch that holds so many is written before it has all its rows: a thousand books would fill the memory."""
+"""A batch that holds so many ends before it has all its rows: a thousand books would fill the memory."""
 
 
 class TableWriter:
@@ -100,9 +100,16 @@ def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
 
 def batches_of(rows: Table, column: str) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
     """(values (N,), lengths (R,)) of a column, a batch at a time."""
+    import numpy as np
+
     chosen = rows.select_columns([column])
-    for start in range(0, len(rows), BATCH_ROWS):
-        yield flat(chosen.arrow(start, min(start + BATCH_ROWS, len(rows))).column(column))
+    ends = np.cumsum(_lengths_in(rows, column))
+    start = 0
+    while start < len(rows):
+        full = (ends[start - 1] if start else 0) + BATCH_NUMBERS
+        end = min(start + BATCH_ROWS, int(np.searchsorted(ends, full)) + 1, len(rows))
+        yield flat(chosen.arrow(start, end).column(column))
+        start = end
 
 
 def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
@@ -124,9 +131,15 @@ def row_lengths(rows: Table) -> "np.ndarray":
     """(rows,) tokens of every row of a table, in all its parts."""
     import numpy as np
 
-    found = np.zeros(rows.whole.num_rows, np.int64)
+    found = np.zeros(len(rows), np.int64)
     for part in parts_of(rows.column_names):
-        found += _lengths(rows.whole.column(part + IDS.name))
+        found += _lengths_in(rows, part + IDS.name)
+    return found
+
+
+def _lengths_in(rows: Table, column: str) -> "np.ndarray":
+    """(rows,) of the lists in a column of a table."""
+    found = _lengths(rows.whole.column(column))
     return found if rows.index is None else found[rows.index]
 
 
