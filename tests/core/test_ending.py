@@ -62,10 +62,19 @@ def test_open_files_are_written(tmp_path):
     assert [(tmp_path / name).read_bytes() for name, *_ in files] == ["é".encode(), b"b", b"c"]
 
 
+HOLDS_INTERPRETER = """
+import atexit, sys, time
+def hold_the_interpreter():
+    sys.setswitchinterval(1000)
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        pass
+atexit.register(hold_the_interpreter)
+"""
 OF_TWO = """
 from luthier.core.ending import QuickEnd
 {end}
-import atexit, os, sys, time
+import os, time
 from torch import distributed, ones
 distributed.init_process_group("gloo")
 distributed.barrier()
@@ -76,14 +85,9 @@ if distributed.get_rank() == 0:
         time.sleep(0.5)
     finally:
         os._exit(0)
+{holds}
 def late():
     distributed.all_reduce(ones(4), async_op=True)
-def hold_the_interpreter():
-    sys.setswitchinterval(1000)
-    began = time.monotonic()
-    while time.monotonic() - began < 1:
-        pass
-atexit.register(hold_the_interpreter)
 late()
 """
 """A thread of process 1 gives back a tensor while the interpreter ends, as it does when the machine is busy."""
@@ -93,7 +97,7 @@ late()
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_threads_of_torch_do_not_abort_one_of_several_processes(tmp_path, is_quick):
     program = tmp_path / "two.py"
-    program.write_text(OF_TWO.format(end="QuickEnd().status = 0" if is_quick else ""))
+    program.write_text(OF_TWO.format(holds=HOLDS_INTERPRETER, end="QuickEnd().status = 0" if is_quick else ""))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
@@ -103,18 +107,13 @@ def test_threads_of_torch_do_not_abort_one_of_several_processes(tmp_path, is_qui
         pytest.skip("this torch or Python ends such threads without harm; `QuickEnd` is not needed for them")
 
 
-TRAINS = """
-import atexit, json, os, sys, time
+TRAINS = f"""
+import json, os, sys, time
 import luthier
-def hold_the_interpreter():
-    sys.setswitchinterval(1000)
-    began = time.monotonic()
-    while time.monotonic() - began < 1:
-        pass
-atexit.register(hold_the_interpreter)
+{HOLDS_INTERPRETER}
 keys = json.loads(sys.argv[1])
 luthier.train(keys)
-luthier.train({**keys, "seed": 2})
+luthier.train({{**keys, "seed": 2}})
 from torch import distributed, ones
 if distributed.get_rank() == 0:
     time.sleep(0.2)
