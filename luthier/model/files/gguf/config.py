@@ -46,6 +46,9 @@ def repair_config(config: "PreTrainedConfig", header: GgufHeader) -> None:
         stretched: dict[str, Any] = {"rope_type": kind, "factor": found("rope.scaling.factor")}
         if (original := found("rope.scaling.original_context_length")) is not None:
             stretched["original_max_position_embeddings"] = original
+        for bound in ("beta_fast", "beta_slow"):
+            if (value := found(f"rope.scaling.yarn_{bound}")) is not None:
+                stretched[bound] = value
         _set_rope(config, stretched)
     elif architecture == "llama" and any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
         _set_rope(config, _llama3_parameters(config, header))

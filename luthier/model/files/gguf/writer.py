@@ -55,6 +55,8 @@ LAYOUTS = {
     "starcoder2": Layout("starcoder2", norm_epsilon="norm_epsilon"),
 }
 """`model_type` -> layout."""
+_NOT_IN_GGUF = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
+"""Setting of YaRN -> what it is where nothing is set."""
 
 
 def check_writable(config: "PreTrainedConfig") -> Layout:
@@ -68,6 +70,10 @@ def check_writable(config: "PreTrainedConfig") -> Layout:
         raise _cannot(f"the rotary embedding {kind!r}", "only default, linear, yarn and llama3")
     if rope_parameters(config).get("partial_rotary_factor", 1.0) != 1.0:
         raise _cannot("a rotary embedding of a part of each head", "only of the whole head")
+    rope = rope_parameters(config)
+    lost = [name for name, usual in _NOT_IN_GGUF.items() if rope.get(name) not in (None, usual)]
+    if lost:
+        raise _cannot(f"a rotary embedding with {', '.join(lost)}", "only what follows from the factor")
     return layout
 
 
@@ -133,6 +139,12 @@ def _add_hyperparameters(writer: "GGUFWriter", config: "PreTrainedConfig", layou
         writer.add_rope_scaling_factor(float(rope["factor"]))
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(int(original))
+        for name, add_bound in (
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if rope.get(name) is not None:
+                add_bound(float(rope[name]))
 
 
 def _add_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: "PreTrainedTokenizerBase") -> None:

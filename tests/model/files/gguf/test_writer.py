@@ -34,6 +34,10 @@ CASES = {
         {**TINY_LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
     "yarn": ("Qwen2Config", {**TINY_LLAMA, "rope_parameters": YARN}),
+    "yarn with other bounds": (
+        "Qwen2Config",
+        {**TINY_LLAMA, "rope_parameters": {**YARN, "beta_fast": 4.0, "beta_slow": 2.0}},
+    ),
     "mistral": ("MistralConfig", TINY_LLAMA),
     "qwen2": ("Qwen2Config", TINY_LLAMA),
     "qwen3": ("Qwen3Config", {**TINY_LLAMA, "head_dim": 32}),
@@ -156,6 +160,10 @@ def test_the_tokenizer_cuts_text_the_same_way(tmp_path, kind):
                 **TINY_LLAMA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
             ),
             "the rotary embedding 'dynamic' cannot be written",
+        ),
+        (
+            transformers.Qwen2Config(**{**TINY_LLAMA, "rope_parameters": {**YARN, "attention_factor": 1.5}}),
+            "a rotary embedding with attention_factor cannot be written as GGUF, only what follows from the factor",
         ),
     ],
 )
