@@ -30,6 +30,8 @@ NUM_REQUESTS = 64
 """That wait for an answer at the same time; the server makes batches of them."""
 UPDATE_SECONDS = 1800.0
 """How long the server may take to read new weights."""
+_NO_ROUTE = "Not Found"
+"""What vLLM says of an address that it does not have. Of a folder that it does not see it says more, with 404 too."""
 DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Environment in which a server takes weights."""
 
@@ -77,11 +79,12 @@ class RolloutServer:
 
     def load_adapter(self, folder: Path) -> None:
         """Answer with the adapter in `folder` from now on. Raises `RunFailed`."""
-        before = self.model
+        if self.num_adapters:
+            # First, since a server has room for one adapter unless it is told otherwise. It refuses to remove one that
+            # has made room for the adapter of another run, and nobody asks for that one any more.
+            self._post("/v1/unload_lora_adapter", {"lora_name": self.model}, may_be_refused=True)
         self.follow_adapter()
         self._post("/v1/load_lora_adapter", {"lora_name": self.model, "lora_path": str(folder)})
-        if self.num_adapters > 1:
-            self._post("/v1/unload_lora_adapter", {"lora_name": before})
 
     def follow_adapter(self) -> None:
         """Ask for the next adapter, which another process gives to the same server."""
@@ -127,7 +130,7 @@ class RolloutServer:
             raise RunFailed(f"vLLM at {self} broke off an answer; earlier checkpoints are kept -> see its log")
         return ids
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> None:
+    def _post(self, path: str, body: Mapping[str, Any], *, may_be_refused: bool = False) -> None:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=UPDATE_SECONDS)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         try:
@@ -138,11 +141,13 @@ class RolloutServer:
             raise self._broken(error) from error
         finally:
             connection.close()
-        if response.status == 404:
+        reason = message_of(content)
+        if response.status == 404 and reason == _NO_ROUTE:
             names = " ".join(f"{name}={value}" for name, value in DEVELOPMENT.items())
             raise RunFailed(f"vLLM at {self} has no {path} -> start it with {names} in its environment")
-        if response.status != 200:
-            raise RunFailed(f"vLLM at {self} does not take the weights of {path}: {message_of(content)}")
+        if response.status != 200 and not may_be_refused:
+            remedy = " -> it must see the folder too: set rollout_folder" if response.status == 404 else ""
+            raise RunFailed(f"vLLM at {self} does not take the weights of {path}: {reason}{remedy}")
 
     def _broken(self, error: Exception) -> RunFailed:
         if self.child is not None and self.child.ends_within(3.0):

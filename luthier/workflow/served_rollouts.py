@@ -23,7 +23,7 @@ from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.adapter import require_plain_lora
 from luthier.infer.servers.child import ChildServer, find_program
 from luthier.infer.servers.model import Ask
-from luthier.infer.servers.start import options, warn_of_unserved
+from luthier.infer.servers.start import hub_variables, options, warn_of_unserved
 from luthier.infer.types import Settings
 from luthier.model.heads.score_head import VALUE_HEAD
 from luthier.model.modules import unwrap
@@ -161,7 +161,9 @@ def _started(
     port, key = free_port(), secrets.token_urlsafe(24)
     words = [program, "serve", str(Path(files.name).resolve()) if files.is_local else files.name]
     words += options(_server_options(run, policy, port, limit))
-    server = ChildServer(engine.name, words, port, {**DEVELOPMENT, "VLLM_API_KEY": key, **_device(args)})
+    words += options({"revision": None if files.is_local else text.source.access.revision})
+    environ = {**DEVELOPMENT, "VLLM_API_KEY": key, **hub_variables(text.source), **_device(args)}
+    server = ChildServer(engine.name, words, port, environ)
     server.wait_until_healthy()
     found = RolloutServer(HOST, port, key, server)
     found.open()
@@ -182,8 +184,7 @@ def _server_options(run: "TrainRun", policy: Any, port: int, limit: int | None) 
     }
     if ADAPTERS.get(run.finetuning_type).adds_weights:
         rank = next((rank for rank in RANKS if rank >= run.adapter.lora_rank), RANKS[-1])
-        # One adapter answers while the next one is loaded.
-        found |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 2}
+        found |= {"enable_lora": True, "max_lora_rank": rank}
     return found | ({"trust_remote_code": True} if run.model.trust_remote_code else {})
 
 

@@ -121,18 +121,41 @@ def test_each_adapter_has_a_name_of_its_own_and_the_last_one_goes(server):
         found.load_adapter(Path("/a"))
     assert [path for path, _ in handler.asked] == [
         "/v1/load_lora_adapter",
-        "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
+        "/v1/load_lora_adapter",
     ]
-    assert [body["lora_name"] for _, body in handler.asked] == ["run-1", "run-2", "run-1"] and found.model == "run-2"
+    assert [body["lora_name"] for _, body in handler.asked] == ["run-1", "run-1", "run-2"] and found.model == "run-2"
+
+
+def test_an_adapter_that_made_room_for_that_of_another_run_need_not_go(server):
+    """vLLM then says `Failed to remove lora adapter`."""
+    found, handler = server
+    found.load_adapter(Path("/a"))
+    post = handler.do_POST
+
+    def do_POST(self):
+        self.status = 500 if "unload" in self.path else 200
+        post(self)
+
+    handler.do_POST = do_POST
+    found.load_adapter(Path("/b"))
+    assert found.model == "luthier-2"
+    handler.do_POST, handler.status, handler.body = post, 404, b'{"detail": "Not Found"}'
+    with pytest.raises(RunFailed, match="has no /v1/unload_lora_adapter"):
+        found.load_adapter(Path("/c"))
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(404, "has no /collective_rpc -> start it with VLLM_SERVER_DEV_MODE=1"), (500, "bad file")]
+    ("status", "said", "message"),
+    [
+        (404, "Not Found", "has no /collective_rpc -> start it with VLLM_SERVER_DEV_MODE=1"),
+        (404, "No adapter found for /w", "No adapter found for /w -> it must see the folder too: set rollout_folder"),
+        (500, "bad file", "does not take the weights of /collective_rpc: bad file$"),
+    ],
 )
-def test_a_server_that_takes_no_weights_says_why(server, status, message):
+def test_a_server_that_takes_no_weights_says_why(server, status, said, message):
     found, handler = server
-    handler.status, handler.body = status, b'{"detail": "bad file"}'
+    handler.status, handler.body = status, json.dumps({"detail": said}).encode()
     with pytest.raises(RunFailed, match=message):
         found.reload(Path("/w"))
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
 from luthier.core.ports import HOST, free_port
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
+from luthier.model.files.sources import model_source
+from luthier.workflow import served_rollouts
 from tests.infer.servers import stand_in
 from tests.infer.servers.programs import processes_with, stand_in_for
 from tests.small_world import WAYS, small_world
@@ -99,6 +102,31 @@ def test_a_server_at_an_address_reloads_all_weights(world, tmp_path, monkeypatch
     calls = [json.loads(line) for line in (log / "calls.jsonl").read_text().splitlines()]
     assert [call["path"] for call in calls].count("/collective_rpc") == 3
     assert not list((tmp_path / "weights").glob("rollouts-*"))
+
+
+def test_a_model_on_the_hub_is_served_in_the_revision_that_is_trained(world, monkeypatch):
+    """Else the adapter would be put beside other weights than those that it is trained on."""
+    started = []
+
+    class Recorded:
+        def __init__(self, name, command, port, environ):
+            started.append((command, environ))
+
+        def wait_until_healthy(self):
+            """It is at once."""
+
+    keys = {"model_name_or_path": "owner/model", "model_revision": "v2", "cache_dir": "/cache", "hf_hub_token": "hf_1"}
+    run = load_train({**world, **WAYS["lora"], **keys})
+    monkeypatch.setattr(served_rollouts, "ChildServer", Recorded)
+    monkeypatch.setattr(served_rollouts, "find_program", lambda name: "/bin/vllm")
+    monkeypatch.setattr(RolloutServer, "open", lambda server: None)
+    policy = SimpleNamespace(config=SimpleNamespace(dtype=None))
+    args = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    served_rollouts._started(run, SimpleNamespace(source=model_source(run.model)), policy, args, 512)
+    ((command, environ),) = started
+    assert command[:3] == ["/bin/vllm", "serve", "owner/model"]
+    assert command[command.index("--revision") + 1] == "v2"
+    assert (environ["HF_HUB_CACHE"], environ["HF_TOKEN"]) == ("/cache", "hf_1")
 
 
 def answers_at(port: int) -> bool:

@@ -110,7 +110,7 @@ def plan_server(
         limit=getattr(config, "max_position_embeddings", None),
         num_devices=max(num_accelerators(), 1),
         revision=None if files.is_local else source.access.revision,
-        environ=_hub_variables(source),
+        environ=hub_variables(source),
         tokenizer=tokenizer,
         stop_ids=frozenset(stop_ids) | _end_ids(own),
         min_p=own.min_p,
@@ -198,7 +198,8 @@ def _end_ids(own: "GenerationConfig") -> frozenset[int]:
     return frozenset() if ends is None else frozenset((ends,) if isinstance(ends, int) else ends)
 
 
-def _hub_variables(source: "ModelSource") -> dict[str, str]:
+def hub_variables(source: "ModelSource") -> dict[str, str]:
+    """What a server must be told to find the files of a model on the hub; nothing for a folder."""
     access = source.access
     found = {"HF_HUB_CACHE": access.cache_dir, "HF_TOKEN": access.token}
     return {name: value for name, value in found.items() if value is not None and not source.files.is_local}

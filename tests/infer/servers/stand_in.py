@@ -84,6 +84,8 @@ class Served:
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.model_path)
         self.engine = HuggingFaceModel(model, self.tokenizer, self.ends)
         self.adapters: dict[str, Any] = {}
+        self.max_adapters = int((arguments.max_cpu_loras or arguments.max_loras or 1) if kind == "vllm" else 0)
+        """The oldest one makes room for one more."""
         self.key = os.environ.get("VLLM_API_KEY") if kind == "vllm" else arguments.api_key
         self.takes_seeds = kind == "vllm" or arguments.enable_deterministic_inference
 
@@ -95,6 +97,8 @@ class Served:
         from luthier.infer.engines.huggingface import HuggingFaceModel
 
         assert name not in self.adapters, "vLLM refuses a name that is taken"
+        while len(self.adapters) >= self.max_adapters:
+            del self.adapters[next(iter(self.adapters))]
         model: Any = PeftModel.from_pretrained(deepcopy(self.model), path).merge_and_unload()
         self.adapters[name] = HuggingFaceModel(model, self.tokenizer, self.ends)
 
@@ -178,8 +182,9 @@ class Handler(BaseHTTPRequestHandler):
             self.served.load_adapter(body["lora_name"], body["lora_path"])
             self.answer(200, {})
         elif self.path == "/v1/unload_lora_adapter":
-            del self.served.adapters[body["lora_name"]]
-            self.answer(200, {})
+            was_there = self.served.adapters.pop(body["lora_name"], None) is not None
+            fault = {"error": {"message": "Failed to remove lora adapter from the engine.", "code": 500}}
+            self.answer(*((200, {}) if was_there else (500, fault)))
         elif self.path == "/collective_rpc" and body["method"] == "reload_weights":
             self.served.reload(body["kwargs"]["weights_path"])
             self.answer(200, {"results": [None]})
