@@ -242,6 +242,7 @@ def test_means_are_those_of_the_steps_that_count():
     counts.correct_line(logs, 2)
     assert logs == {KEY: 2}
     end = {"train_loss": 1.0}
+    assert counts.here == 2
     counts.correct_end(end, 4, 2)
     assert end == {"train_loss": 2.0, f"train_{KEY}": 2}
 

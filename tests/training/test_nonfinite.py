@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier.core.errors import RunFailed
+from luthier.data.collate import SLICE_START
 from luthier.training.nonfinite import NonFiniteWatch
 from tests.tiny import byte_tokenizer
 
@@ -54,6 +55,14 @@ def test_the_loss_comes_before_the_norm_and_its_rows_are_named(watch, losses, no
     if fault:
         with pytest.raises(RunFailed, match=f"^{fault} at step 7; no checkpoint was saved before"):
             watch.require_finite_step(7)
+
+
+def test_the_rows_of_a_part_of_a_row_are_the_texts_in_it(watch):
+    """Of the texts `abcd`, `efg` and `hij` this process has the fourth to the eighth character, and padding follows."""
+    ids = batch("abcdefghij~~")["input_ids"][:, 3:8]
+    bounds = torch.tensor([0, 4, 7, 10], dtype=torch.int32)
+    watch.note({"input_ids": ids, "cu_seq_lens_q": bounds, SLICE_START: 3}, torch.tensor(1.0))
+    assert watch.rows() == ["'d'", "'efg'", "'h'"]
 
 
 def test_what_is_noted_after_a_check_is_checked_too(watch):

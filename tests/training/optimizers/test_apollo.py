@@ -19,8 +19,8 @@ def by_hand(weight: torch.Tensor, gradients: list[torch.Tensor], projections: li
     longest = None
     for step, (gradient, p) in enumerate(zip(gradients, projections, strict=True), start=1):
         low = p.T @ gradient
-        mean, square = 0.9 * mean + 0.1 * low, 0.999 * square + 0.001 * low**2
-        adam = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        mean, square = 0.8 * mean + 0.2 * low, 0.95 * square + 0.05 * low**2
+        adam = mean / (1 - 0.8**step) / ((square / (1 - 0.95**step)).sqrt() + 1e-8)
         if keys["apollo_scale_type"] == "channel":
             factors = torch.stack([adam[:, j].norm() / low[:, j].norm() for j in range(low.shape[1])])
         else:
@@ -41,7 +41,7 @@ def test_three_steps_by_hand(tmp_path, proj, scale_type, scales_first):
     keys |= {"apollo_scale_type": scale_type, "apollo_scale_front": scales_first, "use_apollo": True}
     model = tiny_model()
     before = weights(model)
-    optimizer = built("apollo", model, arguments(tmp_path, weight_decay=0.1), **keys)
+    optimizer = built("apollo", model, arguments(tmp_path, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95), **keys)
     gradients: dict[str, list[torch.Tensor]] = {UP: [], DOWN: []}
     projections: dict[str, list[torch.Tensor]] = {UP: [], DOWN: []}
     for step in range(3):
@@ -59,6 +59,21 @@ def test_three_steps_by_hand(tmp_path, proj, scale_type, scales_first):
         assert torch.allclose(model.get_parameter(name), expected, atol=1e-5)
         assert torch.equal(projections[name][0], projections[name][1])
         assert not torch.equal(projections[name][1], projections[name][2])
+
+
+def test_an_update_that_was_limited_limits_the_next_one(tmp_path):
+    """Gradients g, -g, g, g: the mean is near 0 after the second step and would then be far larger."""
+    model = tiny_model()
+    optimizer = built("apollo", model, arguments(tmp_path), use_apollo=True, apollo_rank=4)
+    fill_gradients(model, 0)
+    weight, lengths = model.get_parameter(UP), []
+    for sign in (1, -1, -1, 1):  # times what it is already
+        weight.grad *= sign
+        before = weight.detach().clone()
+        optimizer.step()
+        lengths.append((weight - before).norm().item())
+    assert lengths[1] < lengths[0] / 2
+    assert lengths[2:] == pytest.approx([1.01 * lengths[1], 1.01**2 * lengths[1]], rel=1e-3)
 
 
 def test_random_projections_keep_lengths_on_average_and_differ_between_weights(tmp_path):

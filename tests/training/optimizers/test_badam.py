@@ -113,6 +113,9 @@ def test_ratio_mode_moves_a_share_of_each_weight(tmp_path, mask_mode):
         before = weights(model)
         fill_gradients(model, step)
         optimizer.step()
+        if step % 2 == 0:  # the first one of its moments, which moves each weight by the rate
+            changes = torch.cat([(weight - before[name]).flatten() for name, weight in weights(model).items()])
+            torch.testing.assert_close(changes[changes != 0].abs().mean(), torch.tensor(1e-2), rtol=1e-3, atol=0)
         turns.append(
             {name: (weight != before[name]).flatten().nonzero()[:, 0] for name, weight in weights(model).items()}
         )

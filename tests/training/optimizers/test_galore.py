@@ -7,6 +7,7 @@ import torch
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
+from luthier.training.optimizers._low_rank import low_shape, project, project_back, sides_of, singular_vectors
 from tests.training.optimizers.test_loraplus import RUN
 from tests.training.optimizers.worlds import arguments, assert_resumes, built, fill_gradients, tiny_model, weights
 
@@ -90,6 +91,34 @@ LAYERWISE = {"galore_layerwise": True, "gradient_accumulation_steps": 1}
 def test_it_resumes(tmp_path, dtype, optim, layerwise):
     keys = {"galore_rank": 4, "galore_update_interval": 3, "galore_layerwise": layerwise, "use_galore": True}
     assert_resumes("galore", tmp_path, dtype=dtype, args=arguments(tmp_path, optim=optim, weight_decay=0.1), **keys)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_schedule_reaches_the_optimizer_of_the_proxies(tmp_path, layerwise):
+    """The first step of Adam moves each weight in proportion to the rate."""
+    moved, ids = [], torch.arange(48).view(2, 24)
+    for rate in (1e-2, 1e-3):
+        model = tiny_model()
+        before = weights(model)
+        keys = {"use_galore": True, "galore_rank": 4, "galore_layerwise": layerwise}
+        optimizer = built("galore", model, arguments(tmp_path), **keys)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        moved.append({name: (weight - before[name]).norm().item() for name, weight in weights(model).items()})
+    for name, far in moved[0].items():
+        assert far > 0 and moved[1][name] == pytest.approx(far / 10, rel=1e-3), name
+
+
+def test_a_rank_above_the_size_of_a_weight_is_that_size():
+    gradient = torch.randn(3, 5, dtype=torch.float64)
+    for proj_type in ("std", "reverse_std", "left", "right", "full"):
+        sides = sides_of(gradient.shape, proj_type)
+        vectors = singular_vectors(gradient, 9, sides)
+        low = project(gradient, *vectors)
+        assert low.shape == low_shape(gradient.shape, 9, sides)
+        torch.testing.assert_close(project_back(low, *vectors), gradient, atol=1e-5, rtol=0)
 
 
 def test_layerwise_steps_give_the_same_and_free_gradients(tmp_path):
