@@ -26,6 +26,12 @@ RULES = Rules(
     (
         within("method", "label_smoothing_factor", 0, 1, or_high=False),
         Rule(
+            ("cutoff_len", "stage"),
+            "leaves blocks of one token, and a token is predicted from those before it",
+            "set it to 2 or more, e.g. 2048",
+            lambda run: run.data.cutoff_len == 1,
+        ),
+        Rule(
             ("predict_with_generate", "stage"),
             "writes answers, and plain text has no questions",
             "leave it out, or use stage: sft",

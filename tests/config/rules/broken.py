@@ -354,6 +354,7 @@ NOT_SERVED: tuple[dict[str, Any], ...] = (
 STAGE = [
     *cases(
         STAGES["pt"],
+        {"cutoff_len": 1},
         {"label_smoothing_factor": 1},
         *({key: True} for key in ("predict_with_generate", "do_predict", "neat_packing")),
     ),
