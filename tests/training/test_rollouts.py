@@ -181,11 +181,25 @@ def test_the_steps_of_a_rollout_share_its_answers_in_each_pass():
     """Two steps of two batches of two rows: the first half, the second half, and in the second pass both again."""
     rollouts = rollouts_of(Rollout(num_batches=2, num_passes=2), train_batch_size=2)
     rollouts.collate = lambda rows: {"ids": [row["input_ids"] for row in rows]}
-    rollouts.rows = [{"input_ids": number, "units": 1, "columns": {}} for number in range(8)]
+    rollouts.rows = [{"input_ids": number, "units": number, "columns": {}} for number in range(8)]
     steps = [rollouts.step(number, 2, {}) for number in (1, 2, 3)]
     first, second = [[0, 1], [2, 3]], [[4, 5], [6, 7]]
     assert [[batch["ids"] for batch in step.batches] for step in steps] == [second, first, second]
-    assert {batch["units"] for step in steps for batch in step.batches} == {2}
+    assert [[batch["units"] for batch in step.batches] for step in steps] == [[9, 13], [1, 5], [9, 13]]
+
+
+@pytest.mark.parametrize(
+    ("plan", "args", "expected"),
+    [
+        (Rollout(), (2, 1, 1), 4),  # of 5 prompts, 2 steps of 2
+        (Rollout(num_generations=4), (2, 2, 1), 20),  # of 20 answers, 5 steps of 4
+        (Rollout(num_generations=4, num_passes=3), (2, 1, 4), 48),  # 2 steps of 8, three times
+        (Rollout(), (8, 2, 1), 16),  # a step is larger than an epoch
+    ],
+)
+def test_an_epoch_is_one_pass_over_the_prompts_in_whole_steps(plan, args, expected):
+    names = ("train_batch_size", "gradient_accumulation_steps", "world_size")
+    assert len(rollouts_of(plan, **dict(zip(names, args, strict=True))).step_rows) == expected
 
 
 @pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])

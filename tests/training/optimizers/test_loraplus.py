@@ -10,6 +10,7 @@ import torch
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
+from luthier.training.optimizers.loraplus import kind_of
 from tests.training.optimizers.worlds import arguments, built, tiny_model
 
 RUN = {"model_name_or_path": "m", "dataset": "d", "template": "chatml", "output_dir": "o", "do_train": True}
@@ -35,6 +36,12 @@ def test_every_weight_has_the_learning_rate_that_peft_gives_it(tmp_path):
     expected = rates_by_name(model, theirs)
     assert rates_by_name(model, ours) == expected
     assert Counter(expected.values()).keys() == {1e-2, 16e-2, 1e-5}
+
+
+def test_a_flattened_weight_is_known_by_its_name():
+    flat = torch.nn.Parameter(torch.zeros(4))
+    names = ("q_proj.lora_A.default.weight", "q_proj.lora_B.default.weight", "embed_tokens.lora_embedding_A.default")
+    assert [kind_of(name, flat) for name in names] == ["A", "B", "embedding"]
 
 
 def test_weight_decay_spares_norms(tmp_path):

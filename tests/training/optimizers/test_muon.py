@@ -6,6 +6,7 @@ from transformers import get_scheduler
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
+from luthier.training.optimizers.muon import is_hidden_matrix
 from tests.training.optimizers.test_loraplus import RUN
 from tests.training.optimizers.worlds import arguments, assert_resumes, built, fill_gradients, tiny_model, weights
 
@@ -51,6 +52,22 @@ def test_a_schedule_reaches_every_part(tmp_path):
     optimizer.step()
     schedule.step()
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.5e-2}
+
+
+def test_a_schedule_reaches_every_part_of_a_resumed_run(tmp_path):
+    """PyTorch has new groups after it has read a state."""
+    optimizer, fresh = (built("muon", tiny_model(), arguments(tmp_path), use_muon=True) for _ in range(2))
+    fresh.load_state_dict(optimizer.state_dict())
+    for group in fresh.param_groups:
+        group["lr"] = 0.25
+    assert {group["lr"] for part in fresh.parts for group in part.param_groups} == {0.25}
+
+
+def test_embeddings_of_other_names_are_not_hidden_matrices():
+    matrix = torch.nn.Parameter(torch.zeros(2, 2))
+    assert is_hidden_matrix("h.0.attn.c_attn.weight", matrix)
+    for name in ("transformer.wte.weight", "transformer.wpe.weight", "model.embed_tokens.weight", "lm_head.weight"):
+        assert not is_hidden_matrix(name, matrix)
 
 
 @pytest.mark.parametrize("switch", [{"use_muon": True}, {"use_galore": True, "galore_layerwise": True}])
