@@ -210,9 +210,10 @@ class Classes:
 
     def _columns(self) -> Floats:
         """(N, 3 C): for each class whether the question is hit, predicted, and true."""
-        labels = np.asarray(self.names)
-        predicted = np.asarray([class_of(text) for text in self.answers])[:, None] == labels
-        true = np.asarray([class_of(text) for text in self.references])[:, None] == labels
+        number_of = {name: number for number, name in enumerate(self.names)}
+        numbers = np.arange(len(number_of))
+        predicted = np.asarray([number_of.get(class_of(text), -1) for text in self.answers])[:, None] == numbers
+        true = np.asarray([number_of[class_of(text)] for text in self.references])[:, None] == numbers
         return np.concatenate([predicted & true, predicted, true], axis=1).astype(np.float64)
 
 

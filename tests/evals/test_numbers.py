@@ -45,6 +45,13 @@ from luthier.evals.numbers import equal_numbers, last_number
         ("１２３", 123),
         ("1,2,3", 3),
         ("1/0 is not 7", 7),
+        ("on 3/4/2025", 2025),
+        ("½ cup", 0.5),
+        ("-2½", -2.5),
+        (r"$\boxed{-\frac{3}{4}}$", -0.75),
+        (r"1 \dfrac{1}{ 8 }", 0.125),
+        (r"2\frac{1}{4}", 2.25),
+        (r"\frac{6}{0}", 0),
     ],
 )
 def test_it_is_found(text, number):
@@ -76,3 +83,5 @@ def test_equality_allows_rounding_errors_alone():
     assert equal_numbers(0.1 + 0.2, 0.3)
     assert not equal_numbers(100, 100.01)
     assert not equal_numbers(0, 1e-6)
+    assert not equal_numbers(12_345_678, 12_345_679)
+    assert equal_numbers(1 / 3, 0.3333333)

@@ -211,4 +211,8 @@ def open_task(run: "EvalRun", task: str) -> EvalTask:
     return Harness(run, task)
 
 
-KIND = EvalKind(name="harness", is_chosen=lambda task: task.startswith(PREFIX), open=open_task)
+def _names_tasks(task: str) -> bool:
+    return task.startswith(PREFIX) and bool(task.removeprefix(PREFIX).strip(" ,"))
+
+
+KIND = EvalKind(name="harness", is_chosen=_names_tasks, open=open_task)
