@@ -163,6 +163,10 @@ def _str(value: Any) -> str:
         text = str(os.fspath(value))
         if "\0" in text:
             raise Misfit("holds a NUL character, which no name or path has", "remove it")
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            raise Misfit("holds half a character (a lone surrogate), which no name or path has", "remove it") from None
         return text
     remedy = (
         "" if isinstance(value, list | tuple | Mapping) or value is None else f'write it in quotes: "{_plain(value)}"'

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from luthier.config.decode import NULL_WORDS
 from luthier.config.key_table import catalog
 from luthier.config.keys.ray import RAY_KEYS
 from luthier.config.load import read_source
@@ -160,7 +161,7 @@ def _load(words: Sequence[str], name: str) -> TrainRun:
     """The run of one combination. Its folder is inside that of the sweep, and what is there already goes on."""
     written = read_source(words)
     output_dir = written.entries.get("output_dir")
-    if output_dir is not None and isinstance(output_dir.value, str):
+    if output_dir is not None and isinstance(output_dir.value, str) and output_dir.value not in ("", *NULL_WORDS):
         written.entries["output_dir"] = replace(output_dir, value=str(Path(output_dir.value).expanduser() / name))
     written.entries["overwrite_output_dir"] = Entry(False, "luthier sweep")
     run = load_checked("train", written, begins=True)

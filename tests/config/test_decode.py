@@ -253,6 +253,7 @@ def test_decode(value, expected, result):
         (None, int),
         ([1], str),
         ("a\0b", str),
+        ("\ud800", str),
         (["a", "b\0"], tuple[str, ...]),
         ({1: 2}, dict[str, Any]),
         ("z", Literal["x", "y"]),

@@ -85,6 +85,13 @@ def test_a_fault_of_some_runs_says_of_how_many(words):
     assert ("(in " in problem.reason and "of the 4 runs)" in problem.reason) or "full" in str(problem)
 
 
+@pytest.mark.parametrize("nothing", ["", "null"])
+def test_a_sweep_without_a_folder_is_refused(words, nothing):
+    """Not put into the current folder, or into one with the name `null`."""
+    with pytest.raises(ConfigError, match=r"output_dir: .*is missing"):
+        grid([*words, "learning_rate=1e-4,3e-4", f"output_dir={nothing}"])
+
+
 def test_one_run_in_two_spellings(words):
     with pytest.raises(InvalidInput, match="are the same run"):
         grid([*words, "learning_rate=1e-4,0.0001"])

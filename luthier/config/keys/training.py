@@ -19,6 +19,8 @@ TABLE = Path(__file__).with_name("hf_training_keys.json")
 
 BY_LENGTH = ("group_by_length", "batch_rebalance")
 """The values of `train_sampling_strategy` that put rows of like lengths together."""
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Any of these keys compiles the model."""
 TYPES: dict[str, Any] = {
     "bool": bool,
     "bool | None": bool | None,

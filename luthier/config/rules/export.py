@@ -1,5 +1,7 @@
 """Rules about the keys of `luthier export`."""
 
+import re
+
 from luthier.config.rules.engine import (
     Rule,
     Rules,
@@ -14,6 +16,8 @@ from luthier.config.rules.engine import (
 )
 
 GPTQ_BITS = (2, 3, 4, 8)
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
+"""A name that the hub takes: the owner, if it is not that of the token, and the repository."""
 
 _quantizes = is_given("export", "export_quantization_bit")
 _with_gptq = When(_quantizes)
@@ -31,6 +35,14 @@ def _of_gptq(key: str) -> Rule:
 EXPORT_RULES = Rules(
     (
         Rule(("export_dir",), "is missing", "say which folder to write to", not_(is_set("export", "export_dir"))),
+        Rule(
+            ("export_hub_model_id",),
+            "the hub takes no repository of this name, so the export could not be uploaded",
+            "write owner/name, with letters, digits and - _ . between them",
+            lambda run: (
+                bool(run.export.export_hub_model_id) and not _REPOSITORY.fullmatch(run.export.export_hub_model_id)
+            ),
+        ),
         at_least("export", "export_size", 1),
         at_least("export", "export_max_kl", 0),
         warning(

@@ -6,6 +6,7 @@ from typing import Any
 
 from luthier.config.keys.mcore import SIZES
 from luthier.config.keys.sharding import uses_deepspeed, uses_fsdp
+from luthier.config.keys.training import COMPILING
 from luthier.config.rules.engine import (
     Condition,
     Rule,
@@ -38,9 +39,7 @@ def _turned_on(library: str) -> dict[str, str]:
             _OWN_LAYERS,
         ),
         **dict.fromkeys(("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config"), _OWN_LAYERS),
-        **dict.fromkeys(
-            ("neftune_noise_alpha", "torch_compile", "profile_modules", "fp8", "rope_scaling"), _OWN_LAYERS
-        ),
+        **dict.fromkeys(("neftune_noise_alpha", *COMPILING, "profile_modules", "fp8", "rope_scaling"), _OWN_LAYERS),
         **dict.fromkeys(
             ("use_dft_loss", "use_eaft_loss", "use_asft_loss", "label_smoothing_factor", "moe_aux_loss_coef"), own_loss
         ),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.config.keys.training import COMPILING
 from luthier.config.rules.engine import Condition, Rules, When, at_least, is_given, is_set
 
 _CHOOSE = "leave it out, or leave sp_size out"
@@ -27,7 +28,7 @@ _REFUSED: tuple[tuple[str, str, Condition], ...] = (
         "gives each process rows of its own, and sp_size lets them share rows",
         lambda run: run.training["train_sampling_strategy"] == "batch_rebalance",
     ),
-    ("torch_compile", "cannot trace the exchange of tokens between processes", is_set("training", "torch_compile")),
+    *((key, "cannot trace the exchange of tokens between processes", is_set("training", key)) for key in COMPILING),
     (
         "neftune_noise_alpha",
         "scales its noise by the length of a whole sequence",

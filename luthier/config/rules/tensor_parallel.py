@@ -3,6 +3,7 @@
 from typing import Any
 
 from luthier.config.keys.sharding import deepspeed_settings, settings_of, uses_deepspeed, uses_fsdp
+from luthier.config.keys.training import COMPILING
 from luthier.config.rules.engine import Condition, Rule, Rules, When, at_least, is_given, is_turned_on
 from luthier.config.rules.parallel import dispatches_batches
 
@@ -16,7 +17,7 @@ _TAKES_WHOLE = "takes weights as a whole, and tp_size splits them as they are re
 _RUNS_ALONE = "lets each process write answers to rows of its own, and with tp_size no process has a whole model"
 _ON = {
     "streaming": _OWN_ROWS,
-    "torch_compile": "cannot trace the exchange between processes",
+    **dict.fromkeys(COMPILING, "cannot trace the exchange between processes"),
     "predict_with_generate": _RUNS_ALONE,
     "do_predict": _RUNS_ALONE,
     "eval_tasks": _RUNS_ALONE,

@@ -48,6 +48,19 @@ ACCELERATOR_KEYS = (
 """What transformers takes in `accelerator_config`."""
 
 
+COMPILERS = (
+    *("inductor", "eager", "aot_eager", "cudagraphs", "tvm", "onnxrt", "tensorrt", "fx2trt", "ofi", "ipex"),
+    *("aot_ts_nvfuser", "nvprims_nvfuser", "torchxla_trace_once", "aot_torchxla_trace_once", "hpu_backend", "neuron"),
+)
+"""What releases of accelerate take for `torch_compile_backend`."""
+COMPILER_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "lite")
+"""What torch.compile takes for `torch_compile_mode`."""
+
+
+def _is_none_of(key: str, names: tuple[str, ...]) -> Condition:
+    return lambda run: run.training[key] is not None and run.training[key].lower() not in names
+
+
 def _debugs_the_unknown(run: Any) -> bool:
     asked = run.training["debug"] or ()
     return not set(asked.split() if isinstance(asked, str) else asked) <= set(DEBUG_OPTIONS)
@@ -68,6 +81,18 @@ def _samples_answers(run: Any) -> bool:
 
 TRAINING_RULES = Rules(
     (
+        Rule(
+            ("torch_compile_backend",),
+            "no compiler has this name",
+            f"name one such as {', '.join(COMPILERS[:4])}, or leave it out",
+            _is_none_of("torch_compile_backend", COMPILERS),
+        ),
+        Rule(
+            ("torch_compile_mode",),
+            "torch.compile has no such mode",
+            f"name one of {', '.join(COMPILER_MODES)}, or leave it out",
+            _is_none_of("torch_compile_mode", COMPILER_MODES),
+        ),
         Rule(
             ("train_sampling_strategy", "stage"),
             "orders rows by their lengths, and here the answers that the model samples are trained on, whose lengths"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.training import COMPILING
 from luthier.config.rules.bridge import under_megatron
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import ADAPTERS
@@ -68,7 +69,7 @@ def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if run.model.use_unsloth or run.kt.use_kt or under_megatron(run):
         return "another library loads and trains the model"
-    if run.fp8.fp8 or run.training["torch_compile"]:
+    if run.fp8.fp8 or any(run.training[key] for key in COMPILING):
         return "its kernels are chosen while it runs"
     return None
 

@@ -67,7 +67,10 @@ OUT_OF_RANGE = {
 }
 """Key -> a number that no training run takes."""
 
+COMPILING = ({"torch_compile": True}, {"torch_compile_backend": "inductor"}, {"torch_compile_mode": "default"})
+
 MODEL = [
+    *cases({}, {"torch_compile_backend": "fastest"}, {"torch_compile_mode": "fastest"}),
     *cases({}, *({key: value} for key, value in OUT_OF_RANGE.items())),
     *cases({}, {"repetition_penalty": -1.5}, {"temperature": -0.1}, {"top_p": 1.1}, command="infer"),
     *cases(
@@ -513,6 +516,7 @@ ANSWERS_AND_EXPORT = [
     *cases(
         {},
         {"export_dir": ""},
+        {"export_hub_model_id": "me/my model"},
         {"export_size": 0},
         {"export_max_kl": -1},
         {"export_check": False, "export_max_kl": 1},
@@ -580,7 +584,7 @@ PARALLEL = [
         {"max_steps": 1, "streaming": True},
         {"accelerator_config": {"dispatch_batches": True}},
         {"train_sampling_strategy": "batch_rebalance"},
-        {"torch_compile": True},
+        *COMPILING,
         {"neftune_noise_alpha": 5},
         {"shift_attn": True},
         {"use_unsloth": True},
@@ -605,7 +609,8 @@ MEGATRON = [
             FULL,
             *({key: True} for key in ("enable_liger_kernel", "shift_attn", "use_unsloth", "use_kt")),
             {"mixture_of_depths": "convert"},
-            *({key: True} for key in ("train_from_scratch", "resize_vocab", "torch_compile", "fp8", "streaming")),
+            *({key: True} for key in ("train_from_scratch", "resize_vocab", "fp8", "streaming")),
+            *COMPILING,
             *({key: "new"} for key in ("add_tokens", "add_special_tokens", "new_special_tokens_config")),
             {"neftune_noise_alpha": 5},
             {"profile_modules": "*.mlp"},
@@ -665,7 +670,7 @@ TENSOR_PARALLEL = [
         SPLIT,
         {"optim": "adafactor"},
         {"max_steps": 1, "streaming": True},
-        {"torch_compile": True},
+        *COMPILING,
         {"predict_with_generate": True},
         {"do_predict": True},
         {"eval_tasks": "perplexity"},
@@ -705,6 +710,7 @@ EVALUATED = [
         {},
         {"task": None},
         {"task": "mmlu"},
+        {"task": "harness/"},
         {"task": "perplexity,perplexity"},
         {"html": "page.html"},
         {"do_train": True, "dataset": "d"},
