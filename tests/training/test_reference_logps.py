@@ -78,6 +78,30 @@ def test_shape_and_format_are_part_of_the_digest(change):
     assert reference_logps._tensor_digest(change(weight)) != reference_logps._tensor_digest(weight)
 
 
+def test_formats_of_the_same_size_are_told_apart():
+    one, other = (torch.zeros(2, 3, dtype=dtype) for dtype in (torch.float16, torch.bfloat16))
+    assert reference_logps._tensor_digest(one) != reference_logps._tensor_digest(other)
+
+
+def test_each_part_of_each_row_has_its_own_log_probability(tmp_path):
+    """Five rows in batches of two, each with an answer of its own length in both parts."""
+    answers = [([10 + n] * (n + 1), [30 + n, 40 + n]) for n in range(5)]
+    rows = [
+        {f"{part}_{name}": [5, 6, *answer] if name == "input_ids" else [-100, -100, *answer]
+         for part, answer in zip(("chosen", "rejected"), pair, strict=True) for name in ("input_ids", "labels")}
+        for pair in answers
+    ]  # fmt: skip
+    args = SimpleNamespace(bf16=False, fp16=False, eval_batch_size=2, world_size=1, process_index=0)
+    args.device, policy = torch.device("cpu"), model().train()
+    scorer = ReferenceScorer(policy, collator(0, None), (False,) * 3, args, Cache(tmp_path))
+    found = scorer.add_to({"train": Table(pa.Table.from_pylist(rows))})["train"].logps
+    assert policy.training, "as it was"
+    for own, pair in zip(found.tolist(), answers, strict=True):
+        for value, answer in zip(own, pair, strict=True):
+            logps = policy(torch.tensor([[5, 6, *answer]])).logits[0, 1:-1].log_softmax(-1)
+            assert value == pytest.approx(logps.gather(-1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-4)
+
+
 def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
     rows = Table(
         pa.Table.from_pylist(
