@@ -50,7 +50,10 @@ class JudgeClient:
             raise InvalidInput(f"judge_url: it holds a password -> put the key into the variable {API_KEY_VARIABLE}")
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of the answer. Raises `InvalidInput` for a wrong key, model or address, else `RunFailed`."""
+        """The text of the answer; empty if it was refused or cut off.
+
+        Raises `InvalidInput` for a wrong key, model or address, else `RunFailed`.
+        """
         reason, key = "", _api_key()
         for attempt in range(1, NUM_ATTEMPTS + 1):
             pause = min(self.pause_seconds * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
@@ -97,6 +100,8 @@ class JudgeClient:
 
     def _text(self, content: Any) -> str:
         match content:
+            case {"choices": [{"message": {"content": str()}, "finish_reason": "length"}, *_]}:
+                return ""  # its reasons were cut off, and may name either answer before the verdict
             case {"choices": [{"message": {"content": str(text)}}, *_]}:
                 return text
             case {"choices": [{"message": {"content": None}}, *_]}:  # it refused to answer

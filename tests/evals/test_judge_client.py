@@ -148,8 +148,15 @@ def test_a_response_that_is_no_chat_completion(content):
         client_of(server).ask(MESSAGES)
 
 
-def test_a_refusal_to_answer_is_an_empty_answer():
-    content = {"choices": [{"message": {"content": None, "refusal": "no"}}]}
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": None, "refusal": "no"}},
+        {"message": {"content": "The first answer says that"}, "finish_reason": "length"},
+    ],
+)
+def test_what_ends_before_its_verdict_is_an_empty_answer(choice):
+    content = {"choices": [choice]}
     with judge_server(lambda count, body: (200, content, {})) as server:
         assert client_of(server).ask(MESSAGES) == ""
 
