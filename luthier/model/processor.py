@@ -150,21 +150,17 @@ def text_only_problems(run: "Run") -> Iterator[Problem]:
 
 
 def reads_text_only(source: ModelSource) -> bool:
-    """Whether a GGUF file or a model folder holds neither a processor nor a config of an encoder of images or audio.
+    """Whether a model has neither a processor nor a config of an encoder of images or audio, or is a GGUF file.
 
-    False where that cannot be known: the model is on a hub, comes with its own code, or is not there.
+    False where that cannot be known: it comes with its own code, or is not there.
     """
     try:
-        files = source.files
-        if files.gguf_file:
+        if source.files.gguf_file:
             return True
-        if not files.is_local:
-            return False
         config = source.config
     except ModelError:  # reported where the model is checked
         return False
-    is_plain = "auto_map" not in config and not any((Path(files.name) / file).is_file() for file in PROCESSOR_FILES)
-    return is_plain and not _has_senses(config)
+    return "auto_map" not in config and not _has_senses(config) and not _find(source.files.name, source.access)
 
 
 def _has_senses(config: Mapping[str, Any]) -> bool:

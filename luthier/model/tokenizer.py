@@ -62,8 +62,8 @@ def load_tokenizer(
     else:
         check_hub(files.name, source.access)
     options: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
-    if files.is_local and not files.gguf_file:
-        options["config"] = _kind_of_model(Path(files.name))
+    if not files.gguf_file:
+        options["config"] = _kind_of_model(Path(files.name) if files.is_local else source.folder, files.name)
     with readable(files, "tokenizer"), _apart(files) as place:
         tokenizer = AutoTokenizer.from_pretrained(
             place,
@@ -93,7 +93,7 @@ def _apart(files: ModelFiles) -> Iterator[str]:
         yield folder
 
 
-def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":
+def _kind_of_model(folder: Path, name: str) -> "PreTrainedConfig | None":
     """The type of the model, by which transformers chooses the class of a tokenizer; None if it must read more.
 
     It would load the whole config, and the config of a model imports torch and the code that loads weights (2 s).
@@ -110,7 +110,7 @@ def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":
     if not is_own_type or not isinstance(own.get("tokenizer_class"), str) or "auto_map" in {*config, *own}:
         return None
     asked: dict[str, Any] = {name: config[name] for name in ("model_type", "model_name") if name in config}
-    asked["name_or_path"] = str(folder)
+    asked["name_or_path"] = name
     return PreTrainedConfig(**asked)
 
 

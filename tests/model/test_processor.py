@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
+from luthier.model.files.hubs import HubAccess
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.merged import load_for_export
 from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, processor_class, reads_text_only
@@ -14,6 +15,7 @@ from luthier.model.save import write_model
 from luthier.run import check
 from luthier.workflow.export import export
 from luthier.workflow.training import train
+from tests.hub_cache import put_into_cache
 from tests.model.processors import areas, as_two_files, media_tokenizer
 from tests.model.test_multimodal import CLIP, LLAMA
 from tests.tiny import byte_tokenizer
@@ -179,6 +181,8 @@ def test_check_tells_that_a_model_reads_text_only(llama_folder, areas_folder, tm
 def test_a_model_reads_text_only_if_neither_its_config_nor_its_files_say_otherwise(llama_folder, tmp_path):
     assert reads_text_only(ModelSource(str(llama_folder))) and not reads_text_only(ModelSource(str(tmp_path / "none")))
     assert not reads_text_only(ModelSource("somebody/model-on-a-hub"))
+    put_into_cache(llama_folder, "somebody/llama", tmp_path)
+    assert reads_text_only(ModelSource("somebody/llama", HubAccess(cache_dir=str(tmp_path))))
     config = tmp_path / "config.json"
     for content, expected in (
         ({"model_type": "llama", "video_token_id": 3, "rope_parameters": {"rope_theta": 1e4}}, True),

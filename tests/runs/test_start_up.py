@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+from tests.hub_cache import put_into_cache
 from tests.tiny import tiny_llama
 
 TABLES = {"datasets", "pandas"}
@@ -64,7 +65,12 @@ def run_file(folder):
 
 def test_rows_and_chat_formats_need_no_torch(tmp_path):
     run = run_file(tmp_path)
-    commands = (["data", run], ["data", run, "--json"], ["template", "check", str(tmp_path / "model")])
+    put_into_cache(tmp_path / "model", "someone/llama", tmp_path)
+    by_name = ["model_name_or_path=someone/llama", f"cache_dir={tmp_path}"]
+    commands = (
+        *(["data", run], ["data", run, "--json"], ["template", "check", str(tmp_path / "model")]),
+        ["data", run, *by_name],
+    )
     for command, modules in zip(commands, modules_after(*commands), strict=True):
         assert not modules & (NUMBERS | NEVER_NEEDED), command
 

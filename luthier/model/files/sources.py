@@ -52,17 +52,32 @@ class ModelSource:
         return _locate(self.name, self.access)
 
     @cached_property
+    def folder(self) -> Path:
+        """The folder of the files. For a name on the hub it is in the cache, and holds config.json and what else was
+        fetched. Raises `ModelError`."""
+        return Path(self.files.name) if self.files.is_local else _fetch_config(self.files.name, self.access).parent
+
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json of a local folder. Raises `ModelError`."""
-        return read_config(Path(self.files.name))
+        """config.json. Raises `ModelError`."""
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def has_weights_here(self) -> bool:
+        """Whether all weights are on this disk. Those of a name on the hub may not have been fetched yet."""
+        if self.files.gguf_file:
+            return True
+        try:
+            return bool(weight_files(self.folder))
+        except ModelError:
+            return False
 
     @cached_property
     def headers(self) -> dict[str, dict[str, Any]]:
-        """File name -> header of each weight file of a local folder, {} for files of PyTorch. Raises `ModelError`."""
-        folder = Path(self.files.name)
+        """File name -> header of each weight file, {} for files of PyTorch. Raises `ModelError`."""
         return {
-            str(file.relative_to(folder)): read_safetensors_header(file) if file.suffix == ".safetensors" else {}
-            for file in weight_files(folder)
+            str(file.relative_to(self.folder)): read_safetensors_header(file) if file.suffix == ".safetensors" else {}
+            for file in weight_files(self.folder)
         }
 
     @property
@@ -245,9 +260,19 @@ def read_json(path: Path) -> dict:
 
 
 @permission_errors()
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises `ModelError`."""
-    return read_json(folder / "config.json")
+def _fetch_config(name: str, access: HubAccess) -> Path:
+    """config.json of a repository of the hub, in the cache. Raises `ModelError`."""
+    from huggingface_hub import hf_hub_download
+
+    check_hub(name, access)
+    try:
+        return Path(hf_hub_download(name, "config.json", **access.options))
+    except (OSError, ValueError) as fault:
+        reason = str(fault).strip().partition("\n")[0] or type(fault).__name__
+        raise ModelError(
+            f"{name}: there is no folder of this name here, and its config cannot be fetched from the hub ({reason})"
+            " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
+        ) from fault
 
 
 def _check_config(source: ModelSource) -> None:

@@ -60,7 +60,7 @@ def embedding_rows(source: ModelSource) -> int:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if source.files.is_local and not source.files.gguf_file:
+    if not source.files.gguf_file:
         config = source.config
         check_architectures(source.files.name, config.get("architectures"))
         is_known = str(config.get("model_type")) in CONFIG_MAPPING_NAMES and "auto_map" not in config

@@ -90,8 +90,8 @@ def placement(
 
 
 def weight_bytes(source: ModelSource, bytes_per_number: int) -> int:
-    """What the weights take in memory; 0 where their files do not tell (the hub, files of PyTorch)."""
-    if not source.files.is_local:
+    """What the weights take in memory; 0 where their files do not tell (they are still on the hub, or of PyTorch)."""
+    if not source.has_weights_here:
         return 0
     return sum(count * width for count, width in _tensors(source, bytes_per_number))
 

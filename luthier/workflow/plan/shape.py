@@ -216,13 +216,12 @@ def _low_bit_bytes(run: "TrainRun", count: int) -> int:
 
 
 def num_file_bytes(source: Any) -> int:
-    """Of the weight files of a local model; 0 where they are on a hub."""
-    files = source.files
-    if not files.is_local:
+    """Of the weight files; 0 where they are still on a hub."""
+    if not source.has_weights_here:
         return 0
-    if files.gguf_file:
-        return Path(files.name, files.gguf_file).stat().st_size
-    return sum(path.stat().st_size for path in Path(files.name).glob("*.safetensors"))
+    if source.files.gguf_file:
+        return Path(source.folder, source.files.gguf_file).stat().st_size
+    return sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
 
 
 FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -230,8 +229,8 @@ FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def holds_format(source: Any, dtype: str) -> bool:
-    """Whether the floating-point numbers in the safetensors files of a local model are all in this format."""
-    if not source.files.is_local or source.files.gguf_file:
+    """Whether the floating-point numbers in the safetensors files are all in this format."""
+    if source.files.gguf_file or not source.has_weights_here:
         return False
     stored = {
         entry["dtype"] for header in source.headers.values() for name, entry in header.items() if name != "__metadata__"

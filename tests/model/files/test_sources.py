@@ -20,6 +20,7 @@ from luthier.model.files.sources import (
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
+from tests.hub_cache import put_into_cache
 from tests.tiny import tiny_llama
 
 
@@ -169,6 +170,24 @@ def test_a_hub_id_in_the_cache_needs_no_network(tmp_path, monkeypatch):
     (tmp_path / "models--org--name").mkdir()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: pytest.fail("the network was asked"))
     check_source(ModelSource("org/name", HubAccess(cache_dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_what_the_cache_has_of_a_hub_id_is_read_as_a_folder(tmp_path, monkeypatch, llama_folder, has_weights):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = put_into_cache(
+        llama_folder, "org/name", tmp_path, which=lambda file: has_weights or file.suffix != ".safetensors"
+    )
+    source, local = ModelSource("org/name", HubAccess(cache_dir=str(tmp_path))), ModelSource(str(llama_folder))
+    assert source.folder == snapshot and source.config == local.config
+    assert source.has_weights_here is has_weights and local.has_weights_here
+    if has_weights:
+        assert source.headers == local.headers
+    with pytest.raises(ModelError, match="someone/else: there is no folder of this name here"):
+        assert ModelSource("someone/else", HubAccess(cache_dir=str(tmp_path))).config
+    (tmp_path / "models--org--empty").mkdir()
+    with pytest.raises(ModelError, match="org/empty: there is no folder of this name here, and its config cannot be"):
+        assert ModelSource("org/empty", HubAccess(cache_dir=str(tmp_path))).config
 
 
 def test_a_gguf_header_says_what_is_in_the_file(tmp_path):

@@ -9,10 +9,12 @@ from luthier.config.load import load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.backends import load_for_inference
+from luthier.model.files.hubs import HubAccess
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.memory_check import is_out_of_memory, placement, weight_bytes
 from luthier.model.save import num_bytes
+from tests.hub_cache import put_into_cache
 from tests.tiny import tiny_llama
 from tests.workflow.test_export import adapter
 
@@ -35,8 +37,11 @@ def test_integers_keep_their_width(llama_folder, tmp_path):
     assert weight_bytes(ModelSource(str(tmp_path)), 2) == 10 + 20
 
 
-def test_the_hub_does_not_tell():
+def test_the_hub_does_not_tell_and_its_cache_does(llama_folder, tmp_path):
     assert weight_bytes(ModelSource("someone/something"), 4) == 0
+    put_into_cache(llama_folder, "someone/llama", tmp_path)
+    in_cache = ModelSource("someone/llama", HubAccess(cache_dir=str(tmp_path)))
+    assert weight_bytes(in_cache, 4) == weight_bytes(ModelSource(str(llama_folder)), 4) > 0
 
 
 @pytest.fixture(scope="module")
