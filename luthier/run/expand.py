@@ -47,7 +47,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
     from luthier.model.tokenizer import load_tokenizer
     from luthier.workflow.export import check_target
 
-    check_target(out, model_name, ())
+    check_target(out, model_name, (), key="expand")
     source = ModelSource(model_name, trust_remote_code=trust_remote_code)
     config = load_config(source)
     dtype = checkpoint_dtype(config) or torch.float32

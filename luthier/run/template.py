@@ -122,7 +122,7 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
 def read_conversations(file: Path) -> list[Any]:
     """The items of a JSON file, not checked. Raises `DataError` if it is missing, not JSON, or not a list."""
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8: {error}") from error
     except OSError as error:

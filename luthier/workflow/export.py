@@ -210,19 +210,19 @@ def check_export(
     return facts
 
 
-def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
-    """Nothing that exists may be written over. Raises `OutputError`."""
-    require_unused(target, model, adapters)
-    require_writable("export_dir", target)
+def check_target(target: Path, model: str, adapters: Sequence[str], *, key: str = "export_dir") -> None:
+    """Nothing that exists may be written over. Raises `OutputError`. `key`: who names the folder."""
+    require_unused(target, model, adapters, key=key)
+    require_writable(key, target)
 
 
-def require_unused(target: Path, model: str, adapters: Sequence[str]) -> None:
+def require_unused(target: Path, model: str, adapters: Sequence[str], *, key: str = "export_dir") -> None:
     """As `check_target`, but writes nothing to find out whether that can be done."""
-    require_apart("export_dir", target, (model, *adapters))
+    require_apart(key, target, (model, *adapters))
     weights = sorted(file.name for pattern in WEIGHT_PATTERNS for file in target.glob(pattern))
     if weights:
         raise OutputError(
-            f"export_dir: {target}: holds weights already ({', '.join(weights[:3])}{', ...' * (len(weights) > 3)})"
+            f"{key}: {target}: holds weights already ({', '.join(weights[:3])}{', ...' * (len(weights) > 3)})"
             " -> name a new folder, or remove this one if nobody needs it"
         )
 

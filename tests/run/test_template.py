@@ -77,7 +77,7 @@ def test_a_conversation_that_cannot_be_written_does_not_hide_the_others(tmp_path
 @pytest.mark.parametrize("tools", ["null", "[]", "", " ", " null\n"])
 def test_tools_that_say_that_there_are_none(tmp_path, capsys, tools):
     file = tmp_path / "chats.json"
-    file.write_text(json.dumps([GOOD, {**GOOD, "tools": tools}]))
+    file.write_text(json.dumps([GOOD, {**GOOD, "tools": tools}]), encoding="utf-8-sig")  # as editors of Windows save it
     assert command.main(["render", "qwen3", str(file)]) == 0
     without, with_none = map(json.loads, capsys.readouterr().out.splitlines())
     assert with_none == without
