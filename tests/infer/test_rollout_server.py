@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -67,6 +68,43 @@ def test_the_tokens_of_all_events_are_the_answer(server):
     assert "stop" not in body
 
 
+def test_a_prompt_without_room_is_not_asked(server):
+    found, handler = server
+    assert found.answers([replace(ASK, num_new_tokens=0)]) == [[]] and not handler.asked
+
+
+def test_what_comes_after_the_end_does_not_take_it_back(server):
+    """Such as the numbers of tokens, of a server that is told to send them."""
+    found, handler = server
+    last = events({"token_ids": [0], "finish_reason": "stop"})
+    handler.body = last + b'data: {"choices": [], "usage": {}}\n\n'
+    assert found.answers([ASK]) == [[0]]
+
+
+def test_new_weights_empty_the_cache_of_prompts(server):
+    """It holds keys and values of the weights before."""
+    found, handler = server
+    found.reload(Path("/w"))
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": "/w"}}
+    assert handler.asked == [("/collective_rpc", reload), ("/reset_prefix_cache", {})]
+
+
+def test_a_server_of_this_run_that_has_died_tells_why(server):
+    found, handler = server
+    handler.status, handler.body = 200, b""
+    handler.do_POST = lambda self: None  # it hangs up without a word
+    with pytest.raises(RunFailed, match=r"the connection to vLLM at .* broke"):
+        found.answers([ASK])
+    found.child = SimpleNamespace(ends_within=lambda seconds: True, failure=lambda: RunFailed("status 7"))
+    with pytest.raises(RunFailed, match="status 7"):
+        found.answers([ASK])
+
+
+def test_an_address_without_a_port_is_that_of_http(monkeypatch):
+    monkeypatch.setattr(RolloutServer, "open", lambda server: None)
+    assert [RolloutServer.at(address, "").port for address in ("http://a", "http://a:8000")] == [80, 8000]
+
+
 def test_stop_strings_go_to_the_server_since_nobody_reads_the_text_here(server):
     found, handler = server
     handler.body = events({"token_ids": [5], "finish_reason": "stop"})
@@ -103,6 +141,7 @@ def test_a_signal_that_ends_the_run_does_not_wait_for_an_answer(server):
     [
         (200, events({"token_ids": [5], "finish_reason": None}), "broke off an answer"),
         (200, b"data: {}\n\n", "answers in another form"),
+        (200, events({"token_ids": [5], "finish_reason": "abort"}), "the answer ended with abort"),
         (200, events("no choice"), "answers in another form"),
         (400, b'{"error": {"message": "too long"}}', "refuses a prompt: too long"),
     ],

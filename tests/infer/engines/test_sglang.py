@@ -77,8 +77,8 @@ GREEDY |= {"max_new_tokens": 7, "stop_token_ids": [5, 9], "ignore_eos": False}
 SAMPLED = {"temperature": 0.95, "top_p": 0.7}
 
 
-def body(settings: Settings, adapter=None, *, takes_seeds=False):
-    ask = Ask(prompt_ids=(1, 2), settings=settings, num_new_tokens=7, stop_ids={9, 5})
+def body(settings: Settings, adapter=None, *, takes_seeds=False, num_new_tokens=7):
+    ask = Ask(prompt_ids=(1, 2), settings=settings, num_new_tokens=num_new_tokens, stop_ids={9, 5})
     return SglangDialect(adapter, takes_seeds=takes_seeds).body(ask)
 
 
@@ -121,6 +121,8 @@ def test_log_probabilities_and_adapters_stand_beside_the_parameters():
     assert (asked["return_logprob"], asked["top_logprobs_num"], asked["logprob_start_len"]) == (True, 2, 0)
     assert asked["lora_path"] == ADAPTER
     assert "logprob_start_len" not in body(Settings(num_logprobs=0))
+    # A prompt that fills the model is scored, and has no answer.
+    assert body(Settings(), num_new_tokens=-2)["sampling_params"]["max_new_tokens"] == 0
 
 
 def test_settings_that_would_mean_something_else_are_refused():
@@ -159,3 +161,5 @@ def test_log_probabilities_of_answer_and_prompt():
     assert event.tokens == (Token(7, -3.0, ((8, -0.5), (9, -1.5))),)
     assert event.prompt_tokens == (Token(1), Token(2, -1.0, ((2, -1.0),)))
     assert read({"output_ids": [7], "meta_info": meta}, num_logprobs=0).tokens == (Token(7, -3.0),)
+    with pytest.raises(ValueError, match="2 tokens come with 1 log-probabilities"):
+        read({"output_ids": [7, 8], "meta_info": meta}, num_logprobs=0)

@@ -63,6 +63,10 @@ def test_events_are_whole_however_they_are_cut(served, size):
     assert served.RequestHandlerClass.asked[-1] == ("/v1/x", "Bearer secret", {"q": [1, 2]})
 
 
+def test_the_last_event_needs_no_line_break(served):
+    assert list(call(served, pieces=[EVENT, EVENT.rstrip()]).events()) == [{"a": "é"}] * 2
+
+
 @pytest.mark.parametrize(("status", "is_input"), [(400, True), (404, True), (500, False), (503, False)])
 def test_an_error_status_is_refused_with_its_message(served, status, is_input):
     with pytest.raises(Refused, match=r"^too long$") as caught:
