@@ -87,6 +87,24 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(monkeypatch, sizes
         assert output.metrics["teacher_kl"] == (pytest.approx(kl, rel=1e-5), 4) and STAGE.units(batch) == 4
 
 
+def test_the_balance_loss_of_experts_is_added_for_each_target():
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+    student, teacher = Qwen3MoeForCausalLM(Qwen3MoeConfig(**tiny.TINY_LLAMA, **experts)).train(), model_of(2).float()
+    frozen = {"teacher": SeparateModel(isolated(teacher), inspect_head(teacher))}
+    isolated(student)
+    plain, balanced = (
+        STAGE.loss(Models(student, inspect_head(student, coefficient), frozen), concatenate_rows(ROWS), GkdConfig(),
+                   state={}, training=True)
+        for coefficient in (None, 0.5)
+    )  # fmt: skip
+    total, count = balanced.metrics["router_loss"]
+    assert count == 4 and total.item() > 0
+    assert (balanced.total - plain.total).item() == pytest.approx(0.5 * total.item(), rel=1e-4)
+
+
 def test_the_initial_policy_does_not_change():
     """Also its output head, which is asked after the weights have gone back to their place."""
     policy = isolated(model_of(3))

@@ -66,7 +66,7 @@ def test_the_loss_is_the_weighted_sum_over_the_tokens(loss_type):
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_loss_is_that_of_the_equations_when_the_policy_has_moved(loss_type):
-    """Log-ratios 1, -1, 0.3 of one answer and 0.5 of another, within 0.8 and 1.5 or beyond, with the KL to a reference:
+    """Log-ratios 1, -1, 0.3 of one answer, -0.6 of another, within 0.8 and 1.5 or beyond, with the KL to a reference:
     the ratio of each token, or one for the whole answer (their mean 0.1, their sum 0.3)."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY_LLAMA)).double()
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_equations_when_the_policy_has_moved(loss_type):
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
         logps.append((model(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1))
-    moved, gains, weights = (torch.tensor(one).double() for one in ([1, -1, 0.3, 0.5], [2, 2, 2, -1], [1, 0.5, 1, 2]))
+    moved, gains, weights = (torch.tensor(one).double() for one in ([1, -1, 0.3, -0.6], [2, 2, 2, -1], [1, 0.5, 1, 2]))
     ours = torch.cat(logps)
     batch |= {"old_logps": ours.detach() - moved, "advantages": gains, "weights": weights, "temperature": 0.7}
     ratios = torch.cat([one - old for one, old in zip(logps, batch["old_logps"].split([3, 1]), strict=True)])
