@@ -3,13 +3,16 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
 from luthier.config.keys.sharding import GATHERS, zero_settings
 from luthier.config.keys.training import read_mapping
+from luthier.config.masking import is_secret
 from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.log import warn
@@ -72,6 +75,17 @@ def training_arguments(
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def save(args: "TrainingArguments", file: Path) -> None:
+    """As transformers does, but without secrets: `push_to_hub` uploads the file with the weights."""
+    import torch
+
+    shown = copy(args)
+    for name in vars(shown):
+        if is_secret(name):
+            setattr(shown, name, None)
+    torch.save(shown, file)
 
 
 def _check_machine(run: "TrainRun", machine: Machine) -> None:

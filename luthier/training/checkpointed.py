@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
@@ -29,7 +28,7 @@ from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adap
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
-from luthier.training import checkpoints, split_state
+from luthier.training import arguments, checkpoints, split_state
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoint_weights import check_filled, checkpoint_mismatch, taking_saved_names
 from luthier.training.cut_batches import RandomState, can_begin_again
@@ -199,7 +198,7 @@ class CheckpointedTrainer(Trainer):
         among the adapter's `modules_to_save`.
         """
         folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
-        more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        more = {TRAINING_ARGS_NAME: partial(arguments.save, self.args, folder / TRAINING_ARGS_NAME)}
         if self.is_distributed_loading_by_transformers and isinstance(self.model, PeftModel):
             state_dict = gathered(self.model, keeps=writes, only_trained=True)
         with self.share.noting():

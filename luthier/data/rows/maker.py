@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_BATCH_CHARACTERS = 1 << 23
 """The maximum size of a batch, so that long rows do not fill the memory."""
+FIRST_BATCH_ROWS = 32
+"""Each batch is twice the one before: the first rows come early, and a short stream is not read again and again."""
 
 _LIMITS = {"image": "image_max_pixels", "video": "video_maxlen"}
 """Kind of media -> the key that makes its blocks shorter."""
@@ -167,7 +169,7 @@ class RowMaker:
 
     def _batches(self, source: Iterable[Drawn]) -> Iterator[list[Labeled]]:
         batch: list[Labeled] = []
-        room = MAX_BATCH_CHARACTERS
+        room, num_rows = MAX_BATCH_CHARACTERS, min(FIRST_BATCH_ROWS, self.batch_rows)
         read, media = map(self._read, source), self.encoding.media
         nothing: Sequence[Examined | RowError] = ()
         found = (
@@ -179,9 +181,9 @@ class RowMaker:
             self._write(item, examined)
             batch.append(item)
             room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
-            if len(batch) == self.batch_rows or room < 0:
+            if len(batch) == num_rows or room < 0:
                 yield batch
-                batch, room = [], MAX_BATCH_CHARACTERS
+                batch, room, num_rows = [], MAX_BATCH_CHARACTERS, min(2 * num_rows, self.batch_rows)
         if batch:
             yield batch
 

@@ -262,13 +262,21 @@ def read_json(path: Path) -> dict:
 @permission_errors()
 def _fetch_config(name: str, access: HubAccess) -> Path:
     """config.json of a repository of the hub, in the cache. Raises `ModelError`."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
+    reasons: dict[type[Exception], str] = {
+        errors.GatedRepoError: "its owner gives access on request, and this token has none",
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private",
+        errors.RevisionNotFoundError: f"it has no revision {access.revision}",
+        errors.LocalEntryNotFoundError: "the hub does not answer, and the cache has none",
+        errors.EntryNotFoundError: "it has no config.json",
+    }
     check_hub(name, access)
     try:
         return Path(hf_hub_download(name, "config.json", **access.options))
     except (OSError, ValueError) as fault:
-        reason = str(fault).strip().partition("\n")[0] or type(fault).__name__
+        first = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        reason = next((words for kind, words in reasons.items() if isinstance(fault, kind)), first)
         raise ModelError(
             f"{name}: there is no folder of this name here, and its config cannot be fetched from the hub ({reason})"
             " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
