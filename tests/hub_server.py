@@ -25,6 +25,8 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root, self.asked = root, list[str]()
+        self.commits: list[dict[str, bytes]] = []
+        """Path -> content, of each commit."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -152,11 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
         ]
 
     def _commit(self, folder: Path, body: bytes) -> None:
-        for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file":
-                file = folder / line["value"]["path"]
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        lines = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
+        files = {line["path"]: base64.b64decode(line["content"]) for line in lines}
+        self.server.commits.append(files)
+        for path, content in files.items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
     def _say(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -280,8 +280,6 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0:
             remove(self.drafts)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder))
 
     def _finish_checkpoint(self, folder: Path, ledger: Ledger | None) -> None:
         """What follows once a checkpoint has its name. A fault here does not damage it."""
@@ -363,7 +361,7 @@ class CheckpointedTrainer(Trainer):
                 self.state.save_to_json(str(draft / TRAINER_STATE))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: transformers calls this for a draft. `_save_checkpoint` uploads what is whole."""
+        """Nothing: transformers calls this for a draft. `callbacks.upload` uploads what is whole."""
 
     def save_final(self) -> None:
         """Save the weights of the finished run to `output_dir`, replacing earlier ones.

@@ -34,7 +34,6 @@ def upload(trainer: "StageTrainer") -> None:
     args = trainer.args
     if args.push_to_hub and trainer.is_world_process_zero():
         assert trainer.hub_model_id is not None, "init_hf_repo has set it"
-        trainer._finish_current_push()
         upload_result(Path(trainer.output_dir), trainer.hub_model_id, args.hub_token, args.hub_revision)
 
 

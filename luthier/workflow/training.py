@@ -75,6 +75,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
 
         from luthier.data.prepare import prepare
         from luthier.training.arguments import require_batch, training_arguments
+        from luthier.training.callbacks.upload import UploadCheckpoints
         from luthier.training.checkpoints import checkpoints_in, step_of
         from luthier.training.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
@@ -119,6 +120,8 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
     trainer.add_callback(heartbeat)
+    if trainer.hub_model_id is not None:
+        trainer.add_callback(UploadCheckpoints(trainer.hub_model_id))
     return carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight, rerun)
 
 

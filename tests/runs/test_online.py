@@ -18,7 +18,8 @@ import luthier
 from luthier.core.errors import InvalidInput
 keys = json.loads(sys.argv[1])
 pushes = {"push_to_hub": True, "hub_model_id": "me/adapter", "hub_token": sys.argv[2], "hf_hub_token": sys.argv[2]}
-luthier.train({**keys, **pushes})
+checkpoints = {"hub_strategy": "all_checkpoints", "hub_always_push": True, "save_strategy": "steps", "save_steps": 1}
+luthier.train({**keys, **pushes, **checkpoints, "save_total_limit": 1, "max_steps": 3})
 infers = {"model_name_or_path": keys["model_name_or_path"], "template": keys["template"]}
 merged = {"export_dir": keys["output_dir"] + "-merged", "export_hub_model_id": "me/merged"}
 luthier.export({**infers, **merged, "adapter_name_or_path": "me/adapter", "hf_hub_token": sys.argv[2]})
@@ -35,7 +36,7 @@ for name in ("someone/none", "someone/rows"):
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory):
-    """(what the program wrote, the folder of the hub, the paths that it was asked for)."""
+    """(what the program wrote, the folder of all files, the hub)."""
     folder = tmp_path_factory.mktemp("world")
     keys = {**small_world(folder), "finetuning_type": "lora", "max_steps": 1, "output_dir": str(folder / "out")}
     models, rows = folder / "hub" / "models" / "someone", folder / "hub" / "datasets" / "someone" / "rows"
@@ -55,7 +56,7 @@ def online(tmp_path_factory):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout, folder, list(hub.asked)
+        return done.stdout, folder, hub
 
 
 def test_results_arrive(online):
@@ -67,16 +68,32 @@ def test_results_arrive(online):
     assert "answer:" in stdout
 
 
+def test_checkpoints_arrive_whole_though_they_are_removed_here(online):
+    """The weights first, then all of it, to resume from."""
+    _, folder, hub = online
+    assert [file.name for file in (folder / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    of_training = hub.commits[:6]
+    for number, (weights, whole) in enumerate(zip(of_training[::2], of_training[1::2], strict=True), 1):
+        assert {"adapter_model.safetensors", "tokenizer.json"} <= set(weights)
+        assert not {"optimizer.pt", "rng_state.pth", "trainer_state.json", "manifest.json"} & set(weights)
+        place = f"checkpoint-{number}"
+        assert {f"{place}/adapter_model.safetensors", f"{place}/optimizer.pt", f"{place}/manifest.json"} <= set(whole)
+        assert json.loads(whole[f"{place}/trainer_state.json"])["global_step"] == number
+        assert whole[f"{place}/adapter_model.safetensors"] == weights["adapter_model.safetensors"]
+    assert not [path for path in (folder / "out").iterdir() if path.name.startswith(".")]
+
+
 def test_no_file_holds_a_token(online):
-    _, folder, _ = online
+    _, folder, hub = online
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 50 and not [file for file in files if TOKEN.encode() in file.read_bytes()]
+    assert not [path for commit in hub.commits for path, content in commit.items() if TOKEN.encode() in content]
 
 
 def test_a_short_stream_is_not_fetched_again_and_again(online):
     """Each pass over it takes several requests."""
-    _, _, asked = online
-    passes = asked.count("GET /api/datasets/someone/rows")
+    _, _, hub = online
+    passes = hub.asked.count("GET /api/datasets/someone/rows")
     assert passes < 40
 
 
