@@ -102,13 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not folder.is_dir():
             self._say(404, {"error": "Repository not found"}, NOT_FOUND)
         elif rest[:1] == ["tree"]:
-            listed = self._listed(folder, "/".join(rest[2:]))
+            is_deep = "recursive=true" in urlsplit(self.path).query.lower()
+            listed = self._listed(folder, "/".join(rest[2:]), is_deep=is_deep)
             if listed or len(rest) < 3:
                 self._say(200, listed)
             else:
                 self._say(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
         else:
-            siblings = [{"rfilename": file["path"]} for file in self._listed(folder)]
+            siblings = [{"rfilename": file["path"]} for file in self._listed(folder) if file["type"] == "file"]
             name = "/".join(folder.parts[-2:])
             self._say(200, {"id": name, "_id": "1", "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
 
@@ -141,17 +142,13 @@ class _Handler(BaseHTTPRequestHandler):
         kind, owner, name, *rest = [*path.split("/"), "", ""]
         return self.server.root / kind / owner / name, [part for part in rest if part]
 
-    def _listed(self, folder: Path, below: str = "") -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "file",
-                "path": str(file.relative_to(folder)),
-                "size": file.stat().st_size,
-                "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
-            }
-            for file in sorted(folder.joinpath(below).rglob("*"))
-            if file.is_file()
-        ]
+    def _listed(self, folder: Path, below: str = "", *, is_deep: bool = True) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted(folder.joinpath(below).rglob("*") if is_deep else folder.joinpath(below).glob("*")):
+            content = path.read_bytes() if path.is_file() else b""
+            kind, digest = "file" if path.is_file() else "directory", hashlib.sha1(content).hexdigest()
+            found.append({"type": kind, "path": str(path.relative_to(folder)), "size": len(content), "oid": digest})
+        return found
 
     def _commit(self, folder: Path, body: bytes) -> None:
         lines = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]

@@ -61,8 +61,8 @@ def read_hub(
         where = f" after row {number}" if number else ""
         raise DataError(
             f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded{where} "
-            f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
-            f"as `file_name`"
+            f"({first_line(error)}) -> check its name, `subset` and `split`, the network and the token, or download it "
+            f"and give its files as `file_name`"
         ) from error
 
 
@@ -116,8 +116,16 @@ _LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a client's error, whose text may be long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of a client's error, whose text may be long, and the next one if it names what there is.
+
+    What goes wrong while the library `datasets` reads the files is the cause of its error.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {more[0]}" if more and "available" in more[0].lower() else first
 
 
 def cloud_files(spec: "DatasetSpec") -> list[DataFile]:

@@ -12,6 +12,7 @@ from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError, MissingExtra
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source
 from luthier.data.sources.read import read_rows
+from luthier.data.sources.readers.remote import first_line
 from luthier.data.stream import open_stream
 
 ROWS = [{"instruction": f"q{i}", "output": f"答{i}"} for i in range(5)]
@@ -28,7 +29,10 @@ def json_lines(rows=ROWS):
 class TestHubs:
     def test_out_of_reach_names_the_remedy(self, tmp_path):
         description = replace(spec(tmp_path), source=Source("hf_hub", "nobody/nothing"))
-        with pytest.raises(DataError, match=r"'nobody/nothing' cannot be loaded .* -> check the name, the network"):
+        with pytest.raises(
+            DataError,
+            match=r"'nobody/nothing' cannot be loaded .* -> check its name, `subset` and `split`, the network",
+        ):
             list(read_rows(description, seed=0, cache_dir=str(tmp_path)))
 
     def test_what_the_client_is_asked(self, monkeypatch):
@@ -236,3 +240,16 @@ class TestClouds:
         monkeypatch.setattr("luthier.core.versions.is_installed", lambda module: False)
         with pytest.raises(MissingExtra, match=f"needs the library `{library}`"):
             list(read_rows(DatasetSpec(name="d", source=Source("cloud", address)), seed=0))
+
+
+def test_the_reason_of_a_failure_is_named():
+    from datasets.exceptions import DatasetGenerationError
+
+    assert first_line(
+        ValueError("Config name is missing.\nPlease pick one among the available configs: ['a']\nmore")
+    ) == ("Config name is missing. Please pick one among the available configs: ['a']")
+    assert first_line(ValueError("\n no\nmore")) == "no" and first_line(OSError()) == "OSError"
+    with pytest.raises(DatasetGenerationError) as caught:
+        raise DatasetGenerationError("An error occurred") from ValueError("JSON parse error")
+    assert first_line(caught.value) == "JSON parse error"
+    assert first_line(DatasetGenerationError("An error occurred")) == "An error occurred"
