@@ -11,8 +11,8 @@ from luthier.core.log import info
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer
 
-LEFT_OUT = ("checkpoint-*", ".*", "_*")
-"""hub_strategy decides about checkpoints; the rest are drafts."""
+LEFT_OUT = ("checkpoint-*", "heartbeat*.json", ".*", "_*")
+"""hub_strategy decides about checkpoints, a heartbeat is that of a process here, and the rest are drafts."""
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def test_the_folder_goes_without_checkpoints_and_drafts(tmp_path, sent):
         "main",
     )
     names = ["model.safetensors", "manifest.json", "checkpoint-3/optimizer.pt", ".77.tmp/a", ".checkpoint-3.earlier/a"]
+    names += ["heartbeat.json", "heartbeat_1.json"]
     assert list(filter_repo_objects(names, ignore_patterns=how["ignore_patterns"])) == names[:2]
 
 
