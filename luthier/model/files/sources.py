@@ -248,6 +248,7 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, access: H
         raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
 
 
+@permission_errors()
 def read_json(path: Path) -> dict:
     """A JSON object of a model's files. Raises `ModelError`."""
     try:
@@ -259,7 +260,6 @@ def read_json(path: Path) -> dict:
     return content
 
 
-@permission_errors()
 def _fetch_config(name: str, access: HubAccess) -> Path:
     """config.json of a repository of the hub, in the cache. Raises `ModelError`."""
     from huggingface_hub import errors, hf_hub_download

@@ -272,3 +272,16 @@ check_source(ModelSource({str(llama_folder)!r}))
 assert not {{"torch", "transformers", "numpy", "gguf"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_config_that_may_not_be_read_is_one_sentence(llama_folder, monkeypatch):
+    """Tests may run as root, who reads everything."""
+
+    def forbidden(path, **words):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", forbidden)
+    message = refused(check_source, str(llama_folder))
+    assert "config.json: cannot be read (Permission denied) -> ask its owner" in message
+    with pytest.raises(ModelError, match="cannot be read"):
+        assert ModelSource(str(llama_folder)).config
