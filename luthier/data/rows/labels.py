@@ -174,6 +174,8 @@ def label_turns(
         if closing and order and not mask_history and not train_on_prompt and labels:
             labels[0] = closing[0]
         kept.append((prompt + answer, labels + (answer if learned else [IGNORE_INDEX] * len(answer))))
+        if len(prompt) + len(answer) < len(source) + len(target):
+            budget = num_kept  # a block that had no room may leave some, but what follows must not join half a turn
     if mask_history:
         kept.reverse()
     return Encoded(

@@ -268,8 +268,8 @@ def _within_budget(
     begun = (turn for turn in numbered if not stays.isdisjoint(chain(*turn)))
     cut = any(answer and answer[-1] not in stays and all_weights[answer[-1]] for _, answer in begun)
     if eos_token_id is not None:
-        pairs = pairwise(numbered)
-        opening = {prompt[0]: answer[-1] for (_, answer), (prompt, _) in pairs if answer and prompt}
+        pairs = pairwise((answer, [token for token in prompt if token in stays]) for prompt, answer in numbered)
+        opening = {prompt[0]: answer[-1] for (answer, _), (_, prompt) in pairs if answer and prompt}
         for place, token in enumerate(kept):
             before = opening.get(token)
             if before is not None and before in stays and all_weights[before] and labels[place] == IGNORE_INDEX:

@@ -1,11 +1,12 @@
 """What is learned of the token ids: the budget of a turn, the labels of a conversation."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.render import render
+from luthier.data.media.tokens import BlockToken
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, cut_prompt, label_turns, split_budget
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template, template_names
@@ -28,6 +29,7 @@ EOS = 9
         (2000, 500, (800, 200)),  # half of the budget is not less than half
         (500, 2000, (200, 800)),
         (10, 10, (10, 10)),
+        (400, 2000, (400, 600)),
     ],
 )
 def test_budget(source, target, kept):
@@ -95,6 +97,16 @@ def test_efficient_eos_with_masked_history_learns_nothing_earlier():
     assert row.labels == [X] * 9 + [11, EOS]
 
 
+def test_the_end_of_an_empty_answer_is_learned():
+    assert label_turns([([1, 2], [])], cutoff_len=100, eos_token_id=EOS) == Encoded([1, 2, EOS], [X, X, EOS])
+
+
+def test_the_end_is_learned_after_a_whole_answer_whatever_is_cut_of_the_history():
+    """Five tokens hold one token of the first prompt, the last turn, and the eos."""
+    row = label_turns(TURNS, cutoff_len=6, mask_history=True, eos_token_id=EOS)
+    assert (row.input_ids, row.labels) == ([1, 5, 6, 7, 8, EOS], [X, X, X, 7, 8, EOS])
+
+
 def test_turns_that_do_not_fit():
     """Cutoff 5: the first turn takes 4, the second shares one: 2 x 1 // 4 = 0 for the answer, 1 for the prompt."""
     assert label_turns(TURNS, cutoff_len=5) == Encoded([1, 2, 3, 4, 5], [X, X, 3, 4, X], 3, 2, True)
@@ -143,6 +155,29 @@ def test_labels_align(turns, cutoff_len, train_on_prompt, mask_history, eos):
     assert row.lost_tokens == total + (eos is not None) - len(row.input_ids) >= row.lost_labels >= 0
     assert total + (eos is not None) > cutoff_len or row.lost_tokens == 0
     assert row.lost_labels > 0 or not row.lost_terminator
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.booleans(),
+)
+@example([(1, 2, 4), (1, 0, 0)], 5, False)
+def test_no_turn_follows_one_that_was_cut(sizes, cutoff_len, mask_history):
+    """Each turn has a prompt of text, and an answer of text and a block, whose tokens are absent together."""
+    turns, number = [], 10
+    for item, (asked, said, block) in enumerate(sizes):
+        middle, end = number + asked, number + asked + said
+        answer = [*range(middle, end), *(BlockToken.of(token, item) for token in range(end, end + block))]
+        turns.append((list(range(number, middle)), answer))
+        number = end + block
+    kept = set(label_turns(turns, cutoff_len=cutoff_len, mask_history=mask_history).input_ids)
+    is_cut = False
+    for prompt, answer in reversed(turns) if mask_history else turns:
+        whole = {*prompt, *answer}
+        assert not is_cut or kept.isdisjoint(whole)
+        is_cut = is_cut or not whole <= kept
 
 
 @pytest.fixture(scope="module")
