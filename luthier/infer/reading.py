@@ -213,7 +213,7 @@ class CallReader:
         if not self._is_words and not self._is_call and begun:
             self._is_call = begun.startswith(self._beginnings)
             self._is_words = not self._is_call and not any(word.startswith(begun) for word in self._beginnings)
-        if self._is_words:
+        if self._is_words and self._held:
             text, self._held = self._held, ""
             yield Words(text)
 

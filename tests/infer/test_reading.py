@@ -21,6 +21,7 @@ def read(pieces, syntax=None, tags=TAGS, **options):
     """The parts of an answer; neighbours of a kind are joined."""
     reader = AnswerReader(tags, calls=CallReader(syntax, TOOLS) if syntax else None, **options)
     parts = [part for piece in pieces for part in reader.push(piece)] + reader.finish()
+    assert all(part.text for part in parts if not isinstance(part, ToolCall)), "no part is empty"
     joined: list = []
     for part in parts:
         if joined and type(part) is type(joined[-1]) and not isinstance(part, ToolCall):
@@ -48,6 +49,7 @@ def test_a_thought_is_given_out_as_it_comes():
         ("<think>\n\n</think>\n\nYes.", [Words("Yes.")]),
         ("\n<think>hm</think>Yes.", [Thought("hm"), Words("Yes.")]),
         ("<think>cut off", [Thought("cut off")]),
+        ("<think>cut off</thi", [Thought("cut off</thi")]),
         ("<thin", [Words("<thin")]),
         ("No <think> here", [Words("No <think> here")]),
         ("", []),
@@ -55,6 +57,14 @@ def test_a_thought_is_given_out_as_it_comes():
 )
 def test_thoughts(text, parts):
     assert read([text]) == read(text) == parts
+
+
+@pytest.mark.parametrize(("syntax", "tags"), [(None, TAGS), ("qwen", TAGS), ("llama3", None), ("glm4", TAGS)])
+def test_words_that_are_neither_thought_nor_call_are_given_out_at_once(syntax, tags):
+    reader = AnswerReader(tags, calls=CallReader(syntax, TOOLS) if syntax else None)
+    for piece in ("Hm", ", {", "1}", "[2]"):
+        assert reader.push(piece) == [Words(piece)]
+    assert reader.finish() == []
 
 
 def test_a_thought_that_the_prompt_opened():
@@ -91,6 +101,23 @@ def test_a_call_that_was_cut_off_is_text():
 
 def test_text_after_a_call_is_kept():
     assert read([CALL + "\nDone."], "qwen") == [ToolCall("weather", {"city": "Łódź"}), Words("\nDone.")]
+
+
+def test_text_after_a_call_is_given_out_at_once():
+    reader = AnswerReader(None, calls=CallReader("qwen", TOOLS))
+    assert reader.push(CALL) == [ToolCall("weather", {"city": "Łódź"})]
+    assert [reader.push("\nDone"), reader.push(".")] == [[Words("\nDone")], [Words(".")]]
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "glm4"])
+def test_blanks_before_an_answer_that_is_a_call_are_left_out(name):
+    text = "\n\n " + TOOL_SYNTAXES.get(name).write(CALLS[:1])
+    assert read([text], name) == read(text, name) == CALLS[:1]
+
+
+def test_calls_whose_enclosing_tag_was_cut_off_are_whole():
+    text = TOOL_SYNTAXES.get("minimax2").write(CALLS)
+    assert read(["So.", text.removesuffix("</minimax:tool_call>")], "minimax2") == [Words("So."), *CALLS]
 
 
 WORDS = st.text(alphabet='ab <>{}\n/"toolcanhik_', max_size=12)

@@ -39,15 +39,17 @@ def test_a_row_goes_where_it_leaves_least_room():
 
 
 def test_small_datasets_are_packed_as_full_as_they_go():
-    """Best fit puts 6 + 2 + 2 into one pack; 4 + 6 and 3 + 3 + 4 are full as well, so that 3 packs are enough."""
-    lengths = np.array([6, 5, 4, 3, 3, 3, 2, 2, 2])
-    assert len(packs_of(lengths, 10)) == 3
+    """Best fit makes 5 + 4, 4 + 3 + 2 and 2 of them; 5 + 3 + 2 and 4 + 4 + 2 are full."""
+    lengths = np.array([5, 4, 4, 3, 2, 2])
+    assert len(best_fit(lengths, 10)) == 3
+    assert [pack.tolist() for pack in packs_of(lengths, 10)] == [[0, 3, 4], [1, 2, 5]]
 
 
 def test_packs_of_many_rows_are_full():
     lengths = np.minimum(np.random.default_rng(0).lognormal(5, 1, 20_000).astype(int) + 10, 1024)
     packs = packs_of(lengths, 1024)
     assert lengths.sum() / (len(packs) * 1024) > 0.995
+    assert sorted(np.concatenate(packs)) == list(range(len(lengths)))
 
 
 def prepared(folder: Path, model: Path, **changes) -> PreparedData:
