@@ -20,7 +20,7 @@ from luthier.data.chat.answers import (
     take_apart,
     without_thought,
 )
-from luthier.data.templates import Piece, Slot, Special, Template, Token
+from luthier.data.templates import CONTENT, Piece, Slot, Special, Template, Token
 from luthier.data.tools import ToolSyntax
 from luthier.data.types import Message
 
@@ -53,8 +53,8 @@ def render(
     answer, which is empty if the conversation ends with a question.
 
     What the data give apart is written as data without keys for it have it: a thought stands in front of the answer,
-    between the format's tags, and calls stand on a new line after the text. `enable_thinking` False leaves such a
-    thought out.
+    between the format's tags, and calls stand on a new line after the text, with all that the format puts before calls.
+    `enable_thinking` False leaves such a thought out.
 
     All else about thinking matters for reasoning formats only. `enable_thinking`: with True, answers without a thought
     begin with an empty one, which is a target; with None, the empty one is part of the prompt; with False it is too,
@@ -81,8 +81,7 @@ def render(
                 else:
                     prompts[i].append(template.empty_thought)
     filled = [
-        (*lead, *_fill(template.assistant if not answer.calls else template.call_slots, _words(answer, template), i))
-        for i, (lead, answer) in enumerate(zip(leads, answers, strict=False))
+        (*lead, *_filled(answer, template, i)) for i, (lead, answer) in enumerate(zip(leads, answers, strict=False))
     ]
     if purpose == "train":
         return tuple(Turn(tuple(prompt), answer) for prompt, answer in zip(prompts, filled, strict=True))
@@ -173,9 +172,20 @@ def _describe(syntax: str, tools: str, today: date) -> str:
         raise ToolFault(f"a tool is not an object with name and parameters: {error!r}") from error
 
 
-def _words(answer: Answer, template: Template) -> str:
+def _filled(answer: Answer, template: Template, index: int) -> Slot:
     if not answer.calls:
-        return answer.text
+        return _fill(template.assistant, answer.text, index)
     syntax: ToolSyntax = TOOL_SYNTAXES.get(template.call_syntax)
     gap = syntax.after_text if answer.text and not answer.text.endswith(syntax.after_text) else ""
-    return f"{answer.text}{gap}{syntax.write(answer.calls)}"
+    words, calls = answer.text + gap, syntax.write(answer.calls)
+    opening, mark = _opening_of(template.assistant), _opening_of(template.call_slots)
+    if not words or mark in (opening, ("",)):
+        return _fill(template.call_slots, words + calls, index)
+    # The mark that opens calls, such as [TOOL_CALLS], has nothing but calls after it.
+    return (*_fill((*opening[:-1], f"{opening[-1]}{CONTENT}"), words, index), *_fill(template.call_slots, calls, index))
+
+
+def _opening_of(slot: Slot) -> Slot:
+    """The pieces of a slot before its content; the last one is the text of the same piece."""
+    place = next(index for index, piece in enumerate(slot) if isinstance(piece, str) and CONTENT in piece)
+    return (*slot[:place], str(slot[place]).partition(CONTENT)[0])

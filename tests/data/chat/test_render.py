@@ -237,6 +237,24 @@ def test_calls_as_they_come():
     assert call_text(as_json_text) == f"{EMPTY}<tool_call>\n{simple}\n</tool_call><|im_end|>\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("mistral", ' I look.\n[TOOL_CALLS] [{"name": "f", "arguments": {}}]<EOS>'),
+        ("ministral", 'I look.\n[TOOL_CALLS][{"name": "f", "arguments": {}}]<EOS>'),
+        ("glm4", "I look.\nf\n{}"),
+        ("gemma4", "<|channel>thought\nx<channel|>I look.\n<|tool><|tool_call>call:f{}<tool_call|><tool|>"),
+        ("ernie_vl", "\nAssistant: <think>\nx\n</think>\n\nI look.\nAction: f\nAction Input: {}<|end_of_sentence|>"),
+    ],
+)
+def test_text_stands_before_the_mark_that_opens_calls(name, answer):
+    """A server takes what comes after [TOOL_CALLS] for a list of calls. In other formats the mark opens any answer."""
+    template = get_template(name)
+    thought = "x" if template.reasons else ""
+    messages = (Message("user", "a"), Message("function", "I look.", thought=thought, calls=(ToolCall("f", {}),)))
+    assert as_text(render(template, messages, purpose="train")[0].answer) == answer
+
+
 def test_a_thought_before_a_seed_call_ends_its_line():
     text = call_text('<seed:think>x</seed:think>{"name": "f", "arguments": {}}', "seed_oss")
     assert text.startswith("<seed:think>x</seed:think>\n<seed:tool_call>\n<function=f>\n</function>")
