@@ -156,11 +156,33 @@ def test_long_broken_answers_are_read_in_time(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bare_and_wrapped_tools_are_the_same(name):
-    """Except for seed_oss, which shows the tools as they are given."""
+    """Also without a type, and as in OpenAI's Responses API. Not in seed_oss, which shows them as they are given."""
     bare = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
     describe = TOOL_SYNTAXES.get(name).describe
-    same = describe([bare], date(2026, 1, 2)) == describe([{"type": "function", "function": bare}], date(2026, 1, 2))
-    assert same is (name != "seed_oss")
+    forms = ({"type": "function", "function": bare}, {"function": bare}, {"type": "function", **bare})
+    same = {describe([bare], date(2026, 1, 2)) == describe([form], date(2026, 1, 2)) for form in forms}
+    assert same == {name != "seed_oss"}
+
+
+@pytest.mark.parametrize("name", ["default", "gemma4"])
+def test_a_key_that_is_null_is_left_out(name):
+    """Clients write all keys of a schema, with null for those that are not given; `true` is a schema, too."""
+    given = {"properties": {"a": {"type": "string"}, "b": {}}, "type": "object"}
+    nulls = {
+        "properties": {"a": {"type": "string", "description": None, "enum": None, "items": None}, "b": True},
+        "type": "object",
+        "required": None,
+    }
+    describe = TOOL_SYNTAXES.get(name).describe
+    for parameters, others in (
+        (given, nulls),
+        ({"type": "object"}, {"type": "object", "properties": None}),
+        ({}, True),
+    ):
+        tool, other = {"name": "f", "parameters": parameters}, {"name": "f", "description": None, "parameters": others}
+        text = describe([tool], date(2026, 1, 2))
+        assert describe([other], date(2026, 1, 2)) == text
+    assert "None" not in describe([{**other, "parameters": {"properties": {"a": {"type": None}}}}], date(2026, 1, 2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.core.errors import ToolFault
+from luthier.data.tools import finite
 from luthier.data.types import Message, ToolCall
 
 CALL_WORDS = ("<tool_call>", "</tool_call>")
@@ -109,7 +110,7 @@ def flat_text(message: Message, *, with_thought: bool = False) -> str:
 def read_json(text: str) -> Any:
     """The value of a JSON text. Raises `ValueError`, also for one that no tokenizer or syntax could write."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=finite)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
     require_shallow(value)

@@ -345,7 +345,7 @@ def openai_tools(tools: str) -> list[Any] | None:
         raise ToolFault(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         raise ToolFault("the tools are not a list of objects")
-    whole = [dict(wrapped(tool)) for tool in listed]
-    if not all(isinstance(tool.get("function"), dict) for tool in whole):
-        raise ToolFault("a tool of type function holds no function")
-    return whole or None
+    try:
+        return [dict(wrapped(tool)) for tool in listed] or None
+    except KeyError as error:
+        raise ToolFault("a tool of type function holds no function") from error

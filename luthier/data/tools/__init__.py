@@ -4,7 +4,7 @@ Each other file in this folder is one syntax; its file name is the value of `too
 the calls unless the wire format cannot represent them; the docstring of the file says so.
 
 A tool is a JSON object with name, description and parameters (a JSON Schema), bare or as the `function` of an object of
-type `function`.
+type `function`, or with this type beside its name, as in OpenAI's Responses API. A key that is null says nothing.
 """
 
 import json
@@ -43,13 +43,26 @@ def dump(value: Any) -> str:
 
 
 def bare(tool: Tool) -> Tool:
-    """The function object itself."""
-    return tool["function"] if tool.get("type") == "function" else tool
+    """The function object itself. Raises `KeyError` for a tool of type `function` that holds none."""
+    if isinstance(tool.get("function"), Mapping):
+        return tool["function"]
+    if tool.get("type") != "function":
+        return tool
+    if "name" not in tool:
+        raise KeyError("function")
+    return {key: value for key, value in tool.items() if key != "type"}
 
 
 def wrapped(tool: Tool) -> Tool:
-    """The function object inside an object of type `function`."""
-    return tool if tool.get("type") == "function" else {"type": "function", "function": tool}
+    """The function object inside an object of type `function`. Raises `KeyError` as `bare` does."""
+    if isinstance(tool.get("function"), Mapping):
+        return {"type": "function"} | dict(tool) | {"type": "function"}
+    return {"type": "function", "function": bare(tool)}
+
+
+def schema_of(value: Any) -> Mapping[str, Any]:
+    """A JSON Schema. One that is null, true or false says nothing."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def call_from(value: Any, arguments_key: str = "arguments") -> ToolCall | None:
@@ -72,14 +85,15 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON value")
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """The number that JSON text writes. Raises `ValueError` for one that would become infinity."""
     value = float(text)
     if not isfinite(value):
         raise ValueError(f"{text} is beyond all floats")
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=finite)
 """Python's own would read NaN, Infinity and 1e999, which no client of the API could read again."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a surrogate pair in JSON, which need not be followed by the other half."""
@@ -153,7 +167,7 @@ def _types(name: str, argument: str, tools: Sequence[Tool]) -> Sequence[Any]:
     """The types that the schema of a tool allows for an argument; empty if it says nothing."""
     schema: Any = next((tool.get("parameters") for tool in map(bare, tools) if tool["name"] == name), None)
     for key in ("properties", argument, "type"):
-        schema = schema.get(key) if isinstance(schema, Mapping) else None  # a schema may be null, true or false
+        schema = schema_of(schema).get(key)
     return schema if isinstance(schema, list) else [schema]
 
 

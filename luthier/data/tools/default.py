@@ -1,27 +1,30 @@
 """Plain ReAct prompts, `Action: name` and `Action Input: {json}`: for models without a syntax of their own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from typing import Any
 
-from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value, schema_of
 from luthier.data.types import ToolCall
 
 _CALL = re.compile(r"Action:[ \t]*(\S[^\n]*?)[ \t]*\nAction Input:\s*")
 
 
-def _parameter(name: str, schema: Tool, required: bool) -> str:
+def _parameter(name: str, schema: Mapping[str, Any], required: bool) -> str:
     enum = f", should be one of [{', '.join(map(str, schema['enum']))}]" if schema.get("enum") else ""
-    items = f", where each item should be {schema['items'].get('type', '')}" if schema.get("items") else ""
-    kind = f"{schema.get('type', '')}{', required' if required else ''}"
-    return f"  - {name} ({kind}): {schema.get('description', '')}{enum}{items}\n"
+    inner = schema_of(schema.get("items")).get("type") or ""
+    items = f", where each item should be {inner}" if schema.get("items") else ""
+    kind = f"{schema.get('type') or ''}{', required' if required else ''}"
+    return f"  - {name} ({kind}): {schema.get('description') or ''}{enum}{items}\n"
 
 
 def _tool(tool: Tool) -> str:
-    schema = tool.get("parameters") or {}
-    required = schema.get("required", ())
-    parameters = "".join(_parameter(n, p, n in required) for n, p in schema.get("properties", {}).items())
-    description = tool.get("description", "")
+    schema = schema_of(tool.get("parameters"))
+    required = schema.get("required") or ()
+    members = schema_of(schema.get("properties")).items()
+    parameters = "".join(_parameter(name, schema_of(member), name in required) for name, member in members)
+    description = tool.get("description") or ""
     return f"> Tool Name: {tool['name']}\nTool Description: {description}\nTool Args:\n{parameters}\n"
 
 

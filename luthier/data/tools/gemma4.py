@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value, schema_of
 from luthier.data.types import ToolCall
 
 _QUOTE = '<|"|>'
@@ -33,7 +33,7 @@ def _value(value: Any) -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> Any:
-    kind = schema.get("type", "")
+    kind = schema.get("type") or ""
     return kind.upper() if isinstance(kind, str) else [word.upper() for word in kind]
 
 
@@ -43,12 +43,12 @@ def _schema(schema: Mapping[str, Any]) -> str:
     if schema.get("description"):
         parts.append(f"description:{_quoted(schema['description'])}")
     if schema.get("items"):
-        parts.append(f"items:{_schema(schema['items'])}")
+        parts.append(f"items:{_schema(schema_of(schema['items']))}")
     if schema.get("nullable"):
         parts.append("nullable:true")
-    if schema.get("properties"):
-        properties = schema["properties"]
-        parts.append(f"properties:{{{','.join(f'{key}:{_schema(properties[key])}' for key in sorted(properties))}}}")
+    if properties := schema_of(schema.get("properties")):
+        members = (f"{key}:{_schema(schema_of(properties[key]))}" for key in sorted(properties))
+        parts.append(f"properties:{{{','.join(members)}}}")
     if schema.get("required"):
         parts.append(f"required:{_value(schema['required'])}")
     return f"{{{','.join([*parts, f'type:{_value(_type(schema))}'])}}}"
@@ -56,8 +56,8 @@ def _schema(schema: Mapping[str, Any]) -> str:
 
 def describe(tools: Sequence[Tool], today: date) -> str:
     return "\n".join(
-        f"declaration:{tool['name']}{{description:{_quoted(tool.get('description', ''))}"
-        + (f",parameters:{_schema(tool['parameters'])}" if tool.get("parameters") else "")
+        f"declaration:{tool['name']}{{description:{_quoted(tool.get('description') or '')}"
+        + (f",parameters:{_schema(tool['parameters'])}" if schema_of(tool.get("parameters")) else "")
         + "}"
         for tool in map(bare, tools)
     )

@@ -50,6 +50,7 @@ def test_a_thought_is_what_an_answer_begins_with(text, thought, rest):
         ("<think>so</think>6", True),
         ("<think>so", True),
         ("so</think>6", True),
+        ("\n <think>so</think>6", True),
         ("6", False),
         ("Write <think>.", False),
         ("Write <think>so</think>.", False),
@@ -111,6 +112,7 @@ def test_a_message_as_one_text():
         ("{", "Expecting property name"),
         ("[NaN]", "NaN is no JSON value"),
         ("[-Infinity]", "-Infinity is no JSON value"),
+        ("[-1e999]", "-1e999 is beyond all floats"),
         ('"\\uD800"', "unpaired surrogate"),
         ('{"\\udfff": 1}', "unpaired surrogate"),
         ("[" * 102 + "]" * 102, "more than 100 levels"),
@@ -128,3 +130,4 @@ def test_json_that_cannot_be_written_again(text, fault):
 def test_json_of_whole_surrogate_pairs_and_of_many_levels():
     assert read_json('"\\ud83d\\ude00"') == "😀"
     assert read_json("[" * 101 + "]" * 101)
+    assert read_json("5") == 5
