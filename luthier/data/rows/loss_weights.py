@@ -144,8 +144,9 @@ class _Weigher:
         """
         assert self.encoding.model_template is not None, "the row was rendered by it"
         message = self.dialogue.messages[index]
-        if message.content and text.count(message.content, begin, end) == 1:
-            return text.index(message.content, begin, end)
+        place = text.find(message.content, begin, end)
+        if message.content and place >= 0 and place == text.rfind(message.content, begin, end):
+            return place
         mark = _mark(message)
         marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
         _, found, after = (marked.answer if index % 2 else marked.prompt).rpartition(mark)

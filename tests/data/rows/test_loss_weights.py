@@ -105,6 +105,14 @@ def test_the_words_of_a_question_are_found_beside_the_same_words_of_the_format(t
     assert shown(row, encoding) == f"<|im_start|>user\n⟦user⟧{END}<|im_start|>assistant\n⟦x{END}⟧"
 
 
+def test_line_breaks_are_found_beside_those_of_the_format():
+    """Three line breaks hold two of them at two places."""
+    encoding = own_program()
+    (row,) = rows_of(talk_of(1.0, None, texts=("\n\n", "x")), encoding)
+    learned = f"<|im_start|>user\n⟦\n\n⟧{END}<|im_start|>assistant\n⟦x{END}⟧"
+    assert shown(row, encoding).endswith(learned)
+
+
 def test_messages_go_before_the_keys_of_the_run(tokenizer):
     encoding = chatml(tokenizer)
     (history,) = rows_of(talk_of(None, 0.5, None, None), encoding, SftConfig(mask_history=True))
