@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from luthier.core.drafts import draft_name, remove_abandoned
+from luthier.core.drafts import draft_name, remove, remove_abandoned
 from luthier.core.errors import OutputError, RunFailed
 
 
@@ -36,7 +36,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as fault:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); the old file is kept") from fault
 
 

@@ -93,13 +93,13 @@ def _record(root: Path, path: Path, stop: Event) -> tuple[str, dict[str, Any]]:
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of `folder`. Raises `OutputError` without a folder or a readable manifest."""
     root = Path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path.is_dir, it never raises
         raise OutputError(f"{root}: no such folder")
     path = root / MANIFEST_NAME
-    if not path.is_file():
-        raise OutputError(f"{root}: holds no {MANIFEST_NAME}, so there is nothing to compare it with")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise OutputError(f"{root}: holds no {MANIFEST_NAME}, so there is nothing to compare it with") from error
     except ValueError as error:
         raise OutputError(f"{path}: is not a manifest: {error}") from error
     except OSError as error:

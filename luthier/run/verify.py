@@ -1,6 +1,7 @@
 """Compare a result of training, a checkpoint or an export with its manifest.json."""
 
 import argparse
+import os
 from pathlib import Path
 
 from luthier.core.errors import OutputError
@@ -33,8 +34,11 @@ def main(argv: list[str]) -> int:
 
 def record(folder: Path) -> None:
     """Whether the files are whole is for the user to know. Raises `OutputError` if the folder has a manifest."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike the methods of Path, these never raise
         raise OutputError(f"{folder}: no such folder")
-    if (folder / MANIFEST_NAME).exists():
+    if os.path.exists(folder / MANIFEST_NAME):
         raise OutputError(f"{folder}: has a {MANIFEST_NAME} already -> remove it to record the files as they are now")
-    write_manifest(folder)
+    try:
+        write_manifest(folder)
+    except OSError as fault:
+        raise OutputError(f"{fault.filename or folder}: cannot be read ({fault.strerror or fault})") from fault

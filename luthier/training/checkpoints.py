@@ -179,7 +179,7 @@ class Fault:
     """Why a folder is not a whole checkpoint."""
 
     state: str
-    """incomplete or damaged"""
+    """incomplete, damaged or unreadable"""
     reason: str
 
     def __str__(self) -> str:
@@ -191,8 +191,12 @@ def fault_of(folder: Path, *, hashes: bool = True) -> Fault | None:
 
     `hashes` false: only the sizes of the files are compared, which takes no time.
     """
-    if not (folder / MANIFEST_NAME).is_file():
+    try:
+        (folder / MANIFEST_NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
         return Fault("incomplete", f"it has no {MANIFEST_NAME}")
+    except OSError as fault:  # the folder of another user, which may be listed but not entered
+        return Fault("unreadable", fault.strerror or str(fault))
     try:
         num_bytes = sum(recorded["size_bytes"] for recorded in read_manifest(folder)["files"].values())
         if hashes and num_bytes > LONG_CHECK_BYTES:
@@ -200,6 +204,8 @@ def fault_of(folder: Path, *, hashes: bool = True) -> Fault | None:
         stamps, findings = _stamps(folder), verify_folder(folder, hashes=hashes)
     except OutputError as fault:
         return Fault("damaged", str(fault))
+    except OSError as fault:
+        return Fault("unreadable", fault.strerror or str(fault))
     if findings:
         state = "damaged" if all(": changed" in finding for finding in findings) else "incomplete"
         return Fault(state, findings[0] + (f", and {len(findings) - 1} more" if findings[1:] else ""))
@@ -218,7 +224,10 @@ def _has_state(folder: Path) -> bool:
 
 def is_whole(folder: Path) -> bool:
     """As `fault_of`, but does not read files again that this process has written or verified and nobody has changed."""
-    return _known_whole.get(folder) == _stamps(folder) or fault_of(folder) is None
+    with suppress(OSError):  # `fault_of` says why it cannot be read
+        if _known_whole.get(folder) == _stamps(folder):
+            return True
+    return fault_of(folder) is None
 
 
 def require_whole_best(folder: Path) -> None:
@@ -339,7 +348,7 @@ def others_than(folder: Path) -> str:
 def _require_whole(folder: Path, *, hashes: bool) -> list[str]:
     """What to warn of."""
     key = f"resume_from_checkpoint: {folder}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise NoCheckpoint(f"{key}: {NO_FOLDER} -> {others_than(folder)}")
     inner, notes = _newest_whole(folder, hashes=hashes)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
@@ -347,7 +356,7 @@ def _require_whole(folder: Path, *, hashes: bool) -> list[str]:
     fault = None if is_readable_foreign(folder) else fault_of(folder, hashes=hashes)
     if fault is None:
         return notes
-    if not (folder / MANIFEST_NAME).is_file():
+    if fault.state == "incomplete" and not (folder / MANIFEST_NAME).is_file():
         raise OutputError(
             f"{key}: {fault.reason}: the checkpoint is incomplete -> choose an earlier one; {_record_hint(folder)}"
         )

@@ -39,6 +39,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
     `trainer.stop`.
     """
     if resume_from is not None:
+        trainer.args.eval_on_start = False  # the first step has been taken, and early stopping counts evaluations
         info(f"resuming from {resume_from}")
         missing = missing_states(resume_from)
         if len(missing) == len(STATES):

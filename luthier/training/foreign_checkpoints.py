@@ -32,7 +32,7 @@ ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_i
 def is_foreign(folder: Path) -> bool:
     """Whether another program than luthier wrote this checkpoint. False for one of luthier that lost its manifest."""
     state = _state_of(folder)
-    if (folder / MANIFEST_NAME).exists() or not isinstance(state.get("global_step"), int):
+    if not isinstance(state.get("global_step"), int) or (folder / MANIFEST_NAME).exists():
         return False
     callbacks = state.get("stateful_callbacks")
     return not (isinstance(callbacks, Mapping) and OWN_ENTRY in callbacks)
@@ -100,7 +100,7 @@ def not_taken_over(folder: Path, policy: "nn.Module", args: "TrainingArguments")
     size = state.get("train_batch_size")
     if isinstance(size, int) and size != args.train_batch_size:
         yield f"its batches have {size} rows, and those of this run {args.train_batch_size}: other rows come next"
-    unknown = sorted(set(state.get("stateful_callbacks") or {}) - {"TrainerControl"})
+    unknown = sorted(set(state.get("stateful_callbacks") or {}) - {"TrainerControl", "EarlyStoppingCallback"})
     if unknown:
         yield f"the state of callbacks that luthier does not have is left out: {', '.join(unknown)}"
 

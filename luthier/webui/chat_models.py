@@ -4,6 +4,7 @@ Each model is a `luthier api` on a port of this machine with a random key. Endin
 """
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -72,10 +73,10 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
         bases.setdefault(base, model_of(base, {key: kept[key] for key in kept if key != "finetuning_type"}))
         for folder in (run.folder, *sorted(run.folder.glob("checkpoint-*"), key=_step, reverse=True)):
             name = folder.relative_to(root).as_posix()
-            if (folder / ADAPTER).is_file():
+            if os.path.isfile(folder / ADAPTER):
                 adapters = ",".join([*_beneath(folder, Path(kept["model_name_or_path"])), name])
                 tuned[name] = model_of(name, kept | {"adapter_name_or_path": adapters})
-            elif (folder / WHOLE).is_file():
+            elif os.path.isfile(folder / WHOLE):
                 tuned[name] = model_of(name, kept | {"model_name_or_path": name})
     return tuned | bases
 
@@ -94,7 +95,7 @@ def _beneath(adapter: Path, model: Path) -> list[str]:
 
 def _step(folder: Path) -> int:
     number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 class LoadedModel:

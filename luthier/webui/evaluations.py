@@ -6,6 +6,7 @@ An evaluation that the board starts has a folder of its own like every run; its 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def tables_in(folder: Path) -> dict[str, str]:
     """Name of the task -> its table; the name is empty for a single task or a comparison of several."""
     root = folder / RESULTS
     for name in TABLES:
-        if (root / name).is_file():
+        if os.path.isfile(root / name):
             return {"": _read(root / name)}
     return {path.parent.name: _read(path) for path in sorted(root.glob(f"*/{TABLES[1]}"))}
 
@@ -37,7 +38,7 @@ def tables_in(folder: Path) -> dict[str, str]:
 def records_in(folder: Path) -> list[list[str]]:
     """The first records: subject, number, and what the model made of the question."""
     root = folder / RESULTS
-    files = [root / LINES_FILE] if (root / LINES_FILE).is_file() else sorted(root.glob(f"*/{LINES_FILE}"))
+    files = [root / LINES_FILE] if os.path.isfile(root / LINES_FILE) else sorted(root.glob(f"*/{LINES_FILE}"))
     return [row for file in files for row in islice(_rows(file), MAX_RECORDS // len(files))]
 
 
@@ -62,7 +63,7 @@ def _models(folder: Path) -> set[Path]:
 
 
 def _rows(file: Path) -> Iterator[list[str]]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:  # it may go at any moment
         for line in lines:
             try:
                 record = shown_json(line.encode())
@@ -81,4 +82,7 @@ def _shown(value: Any) -> str:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").rstrip()
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rstrip()
+    except OSError:  # it may go at any moment
+        return ""

@@ -80,7 +80,7 @@ class Run:
     @property
     def run_file(self) -> Path | None:
         """The file that it was started with, or the one that `luthier train` left at its end."""
-        return next((path for name in (RUN_FILE, "run.yaml") if (path := self.folder / name).is_file()), None)
+        return next((path for name in (RUN_FILE, "run.yaml") if os.path.isfile(path := self.folder / name)), None)
 
     @property
     def text(self) -> str:
@@ -182,7 +182,10 @@ def _is_alive(record: Mapping[str, Any]) -> bool:
 
 def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) -> State:
     """`is_alive`: whether the process runs; None if that cannot be known from here."""
-    asked, has_record = (folder / STOP).exists(), (folder / RECORD).exists()
+    asked, has_record = (
+        os.path.exists(folder / STOP),
+        os.path.exists(folder / RECORD),
+    )  # unlike Path's, they never raise
     if status is not None:
         return _ended(status, asked)
     if is_alive:
@@ -196,7 +199,7 @@ def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) 
         return "done"
     if now - max(changed, _modified(folder / HEARTBEAT)) < FRESH_SECONDS:  # a step may take longer
         return "running"
-    return "lost" if has_record or (folder / RUN_FILE).exists() else "unfinished"
+    return "lost" if has_record or os.path.exists(folder / RUN_FILE) else "unfinished"
 
 
 def _ended(status: int, asked: bool) -> State:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from luthier.core.errors import LuthierError, OutputError
 from luthier.core.files import save_folder_atomically
 from luthier.core.manifest import write_manifest
+from luthier.run.verify import main as verify
 from luthier.training import checkpoints
-from luthier.training.checkpoints import fault_of, newest_whole, resume_point, tidy
+from luthier.training.checkpoints import fault_of, newest_whole, resume_point, rotate, tidy
 from tests.killing import watching
 from tests.power_cut import recorded
 from tests.training.test_checkpoints import BEFORE, content_of, listing, save
@@ -89,6 +91,35 @@ def test_the_newest_that_verifies_is_taken_whatever_happened_to_the_others(tmp_p
         ]
         assert all(line.split(" and is not used: ")[1] for line in passed)
         shutil.rmtree(out)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_checkpoint_of_another_user_is_passed_over(tmp_path, said, mode):
+    """It may be listed, but not entered."""
+    save(tmp_path, 2)
+    last = save(tmp_path, 8)
+    last.chmod(mode)
+    own = os.geteuid()
+    folders = [folder for folder in (tmp_path, *tmp_path.parents) if not folder.stat().st_mode & 0o001]
+    modes = {folder: folder.stat().st_mode for folder in folders}
+    for folder in folders:
+        folder.chmod(modes[folder] | 0o055)
+    os.seteuid(65534)
+    try:
+        assert resume_point(tmp_path, None, overwrite=False) == tmp_path / "checkpoint-2"
+        with pytest.raises(OutputError, match="Permission denied: the checkpoint is unreadable"):
+            resume_point(tmp_path, str(last), overwrite=False)
+        with pytest.raises(OutputError, match="cannot be read"):
+            verify([str(last)])
+        with pytest.raises(LuthierError, match=r"Permission denied"):
+            verify(["--record", str(last)])
+        rotate(tmp_path / "checkpoint-2", 1, None)
+    finally:
+        os.seteuid(own)
+        for folder in folders:
+            folder.chmod(modes[folder])
+    assert f"warning: {last} is unreadable and is not used: Permission denied" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"[]", b"{}"])

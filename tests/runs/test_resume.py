@@ -169,6 +169,48 @@ def test_resuming_from_output_dir_equals_an_uninterrupted_run(world, whole_run, 
     assert_same_end(folder, result, whole, whole_losses)
 
 
+EARLY = {
+    "finetuning_type": "lora",
+    "learning_rate": 0.5,
+    "eval_dataset": "numbers",
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_on_start": True,
+    "save_steps": 1,
+    "early_stopping_steps": 2,
+    "load_best_model_at_end": True,
+}
+"""Ends early: the weights get worse."""
+
+
+def test_a_resumed_run_ends_early_at_the_same_step(world, tmp_path, said):
+    """The count of evaluations that were not better goes on, and what has ended does not begin again."""
+    keys = {**world, **EARLY}
+    whole = tmp_path / "whole"
+    expected = luthier.train({**keys, "output_dir": str(whole)})
+    last = expected.log_history[-1]["step"]
+    assert 2 < last < STEPS
+    folder = stopped_at(last - 1, whole, tmp_path / "out")
+    for step in range(1, last - 1):
+        shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    result = luthier.train({**keys, "output_dir": str(folder)})
+    assert_same_end(folder, result, whole, losses(expected))
+    assert lines(result.log_history) == lines(expected.log_history)
+    said.clear()
+    again = luthier.train({**keys, "output_dir": str(folder)})
+    assert not again.metrics and "nothing was trained" in "".join(said)
+    assert f"was not better in 2 evaluations up to step {last}, so training has ended" in "".join(said)
+    longer = luthier.train({**keys, "output_dir": str(folder), "early_stopping_steps": 9})
+    assert longer.log_history[-1]["step"] == STEPS
+
+
+def test_a_resumed_run_may_ask_for_an_early_end(world, tmp_path):
+    keys = {**world, **EARLY, "output_dir": str(tmp_path / "out")}
+    without = {name: value for name, value in keys.items() if name != "early_stopping_steps"}
+    luthier.train({**without, "max_steps": 1})
+    assert luthier.train(keys).log_history[-1]["step"] < STEPS
+
+
 def test_two_runs_with_a_longer_second_one(world, tmp_path):
     """Four steps, then the same file with eight: with a constant rate that is one run of eight."""
     values = {**world, **KINDS["sft lora"], "lr_scheduler_type": "constant"}

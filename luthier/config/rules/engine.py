@@ -139,6 +139,17 @@ def at_least(section: str, key: str, minimum: float, remedy: str = "") -> Rule:
     return Rule((key,), f"must be at least {minimum}", remedy, is_below)
 
 
+def at_most(section: str, key: str, maximum: float) -> Rule:
+    """The number `key` must not be above `maximum`, unless it is null."""
+    value = value_of(section, key)
+
+    def is_above(run: Any) -> bool:
+        number = value(run)
+        return number is not None and number > maximum
+
+    return Rule((key,), f"must be at most {maximum}", "", is_above)
+
+
 def merged_once(section: str, key: str) -> Rule:
     """No adapter of the series `key` may be named twice."""
     value = value_of(section, key)

@@ -13,14 +13,20 @@ from luthier.config.rules.engine import (
 )
 from luthier.core.kinds import TOOL_SYNTAXES
 
+MOST_BEAMS = 10_000
+"""Each of them is a row of the cache."""
+
 GENERATING_RULES = Rules(
     (
         at_least("generating", "temperature", 0),
         within("generating", "top_p", 0, 1, or_high=True),
         at_least("generating", "top_k", 0),
-        at_least("generating", "num_beams", 1),
+        within("generating", "num_beams", 1, MOST_BEAMS, or_high=True),
         above("generating", "repetition_penalty", 0),
-        *in_training(at_least("data", "eval_num_beams", 0), at_least("training", "generation_num_beams", 0)),
+        *in_training(
+            within("data", "eval_num_beams", 0, MOST_BEAMS, or_high=True),
+            within("training", "generation_num_beams", 0, MOST_BEAMS, or_high=True),
+        ),
         Rule(
             ("max_new_tokens", "max_length"),
             "leaves no room for an answer, together with max_length",

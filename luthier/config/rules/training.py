@@ -5,7 +5,19 @@ from dataclasses import asdict
 from typing import Any
 
 from luthier.config.keys.training import BY_LENGTH
-from luthier.config.rules.engine import Condition, Rule, Rules, above, all_of, at_least, is_set, not_, warning, within
+from luthier.config.rules.engine import (
+    Condition,
+    Rule,
+    Rules,
+    above,
+    all_of,
+    at_least,
+    at_most,
+    is_set,
+    not_,
+    warning,
+    within,
+)
 from luthier.core.kinds import STAGES
 
 
@@ -34,6 +46,8 @@ def _is_no_number_of_steps(steps: float) -> bool:
     return steps > 1 and steps % 1 != 0
 
 
+MOST = 1_000_000_000
+"""Epochs, steps, and rows of a batch. More cannot be computed in any time, and libraries cannot count them."""
 DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")
 """What transformers takes for `debug`, one or both of them."""
 ACCELERATOR_KEYS = (
@@ -145,9 +159,11 @@ TRAINING_RULES = Rules(
             "leave it out",
             lambda run: run.training["label_smoothing_factor"] > 0 and not _smooths_labels(run),
         ),
-        at_least("training", "per_device_train_batch_size", 1),
-        at_least("training", "per_device_eval_batch_size", 1),
+        within("training", "per_device_train_batch_size", 1, MOST, or_high=True),
+        within("training", "per_device_eval_batch_size", 1, MOST, or_high=True),
         at_least("training", "gradient_accumulation_steps", 1),
+        at_most("training", "num_train_epochs", MOST),
+        at_most("training", "max_steps", MOST),
         Rule(
             ("max_steps", "num_train_epochs"),
             "leaves nothing to train",

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from luthier.training.arguments import trackers
+from luthier.training.callbacks.early_stopping import EarlyStoppingCallback
 from luthier.training.callbacks.module_profiler import ModuleProfiler
 from luthier.training.callbacks.neftune import NeftuneNoise
 from luthier.training.callbacks.plot_ends import PlotEnds

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
 
+NUM_DRAWN_EPOCHS = 64
+"""Epochs whose order is drawn to see which rows their last batch leaves out; later ones count as their mean."""
 NUM_SAMPLED_ROWS = 256
 """Of a stream, whose length is unknown."""
 
@@ -176,11 +178,16 @@ def trained_tokens(run: "TrainRun", lengths: "np.ndarray", steps: int, per_epoch
     """
     num_whole, rest = divmod(steps, per_epoch)
     num_read = len(lengths) // size * size if run.training["dataloader_drop_last"] else len(lengths)
-    read = [num_read] * num_whole + [min(rest * run.training["gradient_accumulation_steps"] * size, num_read)]
+    last = min(rest * run.training["gradient_accumulation_steps"] * size, num_read)
+
+    def read(epoch: int, count: int) -> int:
+        return int(lengths[row_order(run, len(lengths), epoch)[:count]].sum())
+
     if num_read == len(lengths):
-        return num_whole * int(lengths.sum()) + int(lengths[row_order(run, len(lengths), num_whole)[: read[-1]]].sum())
-    orders = (row_order(run, len(lengths), epoch) for epoch in range(len(read)))
-    return sum(int(lengths[order[:count]].sum()) for order, count in zip(orders, read, strict=True))
+        return num_whole * int(lengths.sum()) + read(num_whole, last)
+    num_drawn = min(num_whole, NUM_DRAWN_EPOCHS)
+    drawn = sum(read(epoch, num_read) for epoch in range(num_drawn))
+    return drawn * num_whole // max(num_drawn, 1) + read(num_whole, last)
 
 
 def row_order(run: "TrainRun", num_rows: int, epoch: int) -> "np.ndarray":

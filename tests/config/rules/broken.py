@@ -66,12 +66,17 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("eval_num_beams", "generation_num_beams"), -1),
 }
 """Key -> a number that no training run takes."""
+TOO_LARGE = {
+    **dict.fromkeys(("num_beams", "eval_num_beams", "generation_num_beams", "max_steps", "num_train_epochs"), 10**30),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 10**30),
+}
+"""Key -> a number that libraries cannot count."""
 
 COMPILING = ({"torch_compile": True}, {"torch_compile_backend": "inductor"}, {"torch_compile_mode": "default"})
 
 MODEL = [
     *cases({}, {"torch_compile_backend": "fastest"}, {"torch_compile_mode": "fastest"}),
-    *cases({}, *({key: value} for key, value in OUT_OF_RANGE.items())),
+    *cases({}, *({key: value} for key, value in (*OUT_OF_RANGE.items(), *TOO_LARGE.items()))),
     *cases({}, {"repetition_penalty": -1.5}, {"temperature": -0.1}, {"top_p": 1.1}, command="infer"),
     *cases(
         {},
