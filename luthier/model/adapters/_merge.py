@@ -17,6 +17,7 @@ from luthier.model.adapters._series import AS_ADAPTERS, Series, beneath, check_s
 from luthier.model.adapters._targets import find_targets
 from luthier.model.adapters._ties import settle_ties, untie_adapted
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
+from luthier.model.compat.oft_dimensions import rotate_any_dimensions
 from luthier.model.embeddings import NewTokens, embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
 from luthier.model.files.readable import UNREADABLE, first_line
@@ -109,6 +110,8 @@ def attach_adapter(
     except UNREADABLE as fault:  # an unknown `peft_type`, or keys that it does not have
         raise _unreadable(path, fault) from fault
     _require_mergeable(name, config)
+    if config.peft_type == "OFT":
+        rotate_any_dimensions()
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
     base, used = str(config.base_model_name_or_path or ""), model.config._name_or_path

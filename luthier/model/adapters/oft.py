@@ -18,6 +18,7 @@ from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
 from luthier.model.adapters._new_rows import add_rows
 from luthier.model.adapters._targets import find_targets, targets_inside
+from luthier.model.compat.oft_dimensions import rotate_any_dimensions
 from luthier.model.embeddings import NewRows, NewTokens
 from luthier.model.llama_pro import inserted_blocks
 
@@ -119,6 +120,7 @@ def apply(
         target_modules=list(targets.modules),
     )
     add_rows(model, settings, rows, key)
+    rotate_any_dimensions()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Invalid `(oft_block_size|r)`")  # `_tell_sizes` says it
         adapted = start_adapter(model, settings, key=key, wanted=wanted, pure_bf16=pure_bf16)
