@@ -41,9 +41,9 @@ def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str, froz
     experts = tuple(dict.fromkeys(_ending(n, 2) for n in expert_parameters(model) if not in_parts(n, closed)))
     if "all" in wanted:
         return _told_apart(model, _all_linear(model, (*senses.projector, *frozen)), experts)
+    stacked = tuple(name for name in experts if any(part in wanted for part in (name, *name.split("."))))
     if frozen:
         wanted = _outside_of(model, wanted, frozen, key)
-    stacked = tuple(name for name in experts if any(part in wanted for part in (name, *name.split("."))))
     parts = {part for name in stacked for part in (name, *name.split("."))}
     old = _former_names(model, wanted)
     rest = [word for word in wanted if word not in old and (word not in parts or _is_linear(model, word))]
@@ -119,11 +119,14 @@ def _is_linear(model: "nn.Module", word: str) -> bool:
 def _told_apart(model: "PreTrainedModel", modules: Sequence[str], parameters: Sequence[str]) -> Targets:
     """Layers with a name that experts had when they were layers, before transformers 5, are named by their weight.
 
-    peft reads `gate_proj` in a mixture as that of the experts, and would leave out a dense layer of the same name.
+    peft reads `gate_proj` in a mixture as that of the experts, and would leave out a dense layer of the same name. The
+    two last parts of a name are enough where no layer beside those that are meant shares them.
     """
     taken = set(modules) - _kept_by_peft(model, modules)
-    names = [name for name, _ in linear_layers(model) if any(name == t or name.endswith(f".{t}") for t in taken)]
-    by_weight = dict.fromkeys(f"{_ending(name, 2)}.weight" for name in names)
+    layers = [name for name, _ in linear_layers(model)]
+    names = [name for name in layers if any(name == t or name.endswith(f".{t}") for t in taken)]
+    shared = {_ending(name, 2) for name in set(layers) - set(names)}
+    by_weight = dict.fromkeys(f"{name if _ending(name, 2) in shared else _ending(name, 2)}.weight" for name in names)
     return Targets(tuple(name for name in modules if name not in taken), (*parameters, *by_weight))
 
 

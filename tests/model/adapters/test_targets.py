@@ -1,15 +1,20 @@
 """What `lora_target` means in a mixture of experts, where layers and stacked weights share names."""
 
+from typing import Any
+
 import peft
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter
 from luthier.model.adapters._targets import Targets, find_targets
 from luthier.model.adapters.lora import LoraConfig
-from tests.runs.test_architectures import ARCHITECTURES, build, logits
+from luthier.model.modules import linear_layers
+from luthier.model.multimodal import find_parts, in_parts
+from tests.runs.test_architectures import ARCHITECTURES, ROUTED, SIZES, build, logits
 
 DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
 
@@ -95,3 +100,41 @@ def test_a_last_name_that_other_modules_share_is_written_out():
     found = find_targets(model, ("all",), "lora_target").modules
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert sorted(found) == sorted(name for name in linear if name != "lm_head")
+
+
+def glm4v_moe() -> Any:
+    """A mixture of experts that sees, whose encoder has dense layers of the same names as the language model."""
+    text = {**SIZES, **ROUTED, "head_dim": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    axes = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "out_hidden_size": 32}
+    config = AutoConfig.for_model(
+        "glm4v_moe",
+        text_config={**text, "rope_parameters": axes},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        image_token_id=5,
+    )
+    model = AutoModelForImageTextToText.from_config(config)
+    model.name_or_path = ""
+    return model
+
+
+@pytest.mark.parametrize("target", [("all",), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("part", ["encoders", "language"])
+def test_frozen_parts_get_no_adapter_where_a_layer_is_named_by_its_weight(part, target):
+    model = glm4v_moe()
+    parts = find_parts(model)
+    closed, open_ = (parts.encoders, parts.language) if part == "encoders" else (parts.language, parts.encoders)
+    frozen = (*closed, *parts.projector)
+    if part == "language" and target != ("all",):
+        target = ("qkv", "down_proj")
+    expected = {
+        name
+        for name, _ in linear_layers(model)
+        if in_parts(name, open_) and name != "lm_head" and (target == ("all",) or name.split(".")[-1] in target)
+    }
+    if part == "encoders":
+        expected.add("model.language_model.layers.1.mlp.experts")
+    config = LoraConfig(lora_rank=2, lora_target=target)
+    adapted = ADAPTERS.get("lora").apply(model, config, given=GivenAdapters(), frozen=frozen, pure_bf16=False)
+    names = [name.partition(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name]
+    assert {name.removeprefix("base_model.model.").removesuffix(".base_layer") for name in names} == expected
