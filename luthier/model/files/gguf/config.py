@@ -39,6 +39,8 @@ def repair_config(config: "PreTrainedConfig", header: GgufHeader) -> None:
         is_27b = config.num_hidden_layers == _LAYERS_OF_27B[architecture]
         scale = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
         config.query_pre_attn_scalar = scale
+    if architecture == "phi3" and (window := found("attention.sliding_window")):
+        config.sliding_window = window
     if architecture == "llama" and any(tensor.name == "blk.0.attn_q.bias" for tensor in header.tensors):
         config.attention_bias = True
     kind = found("rope.scaling.type")

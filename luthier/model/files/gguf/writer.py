@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError, RunFailed
+from luthier.core.log import warn
 from luthier.model.classes import require_dense
 from luthier.model.compat.gguf_tokens import PREPENDS
 from luthier.model.files.gguf.frequencies import head_dim, llama3_factors, rope_parameters
@@ -41,6 +42,8 @@ class Layout:
     """Rows of W_q and W_k, as above."""
     adds_one: bool = False
     """To the weights of norms."""
+    has_window: bool = False
+    """Whether GGUF holds how far attention looks back."""
     norm_epsilon: str = "rms_norm_eps"
 
 
@@ -49,9 +52,9 @@ LAYOUTS = {
     "mistral": Layout("llama", interleaves=True),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
-    "gemma2": Layout("gemma2", adds_one=True),
-    "gemma3_text": Layout("gemma3", adds_one=True),
-    "phi3": Layout("phi3"),
+    "gemma2": Layout("gemma2", adds_one=True, has_window=True),
+    "gemma3_text": Layout("gemma3", adds_one=True, has_window=True),
+    "phi3": Layout("phi3", has_window=True),
     "starcoder2": Layout("starcoder2", norm_epsilon="norm_epsilon"),
 }
 """`model_type` -> layout."""
@@ -74,7 +77,26 @@ def check_writable(config: "PreTrainedConfig") -> Layout:
     lost = [name for name, usual in _NOT_IN_GGUF.items() if rope.get(name) not in (None, usual)]
     if lost:
         raise _cannot(f"a rotary embedding with {', '.join(lost)}", "only what follows from the factor")
+    if layout.adds_one and not _has_usual_layers(config):
+        raise _cannot("an unusual order of layers with and without a window", f"only that of {config.model_type}")
     return layout
+
+
+def _has_usual_layers(config: "PreTrainedConfig") -> bool:
+    """Readers know which layers of a Gemma look back as far as the window, and how these count positions."""
+    kind: Any = type(config)
+    usual = kind(num_hidden_layers=config.num_hidden_layers)
+    nearby = [(one.rope_parameters or {}).get("sliding_attention") for one in (config, usual)]
+    return config.layer_types == usual.layer_types and nearby[0] == nearby[1]
+
+
+def _warn_of_window(config: "PreTrainedConfig", layout: Layout) -> None:
+    window = getattr(config, "sliding_window", None)
+    if not layout.has_window and window is not None and window < config.max_position_embeddings:
+        warn(
+            f"export_gguf: a token of this model looks back {window:,} tokens, and GGUF does not say so of models of"
+            f" type {config.model_type}: with longer texts the file answers differently"
+        )
 
 
 def _cannot(what: str, instead: str) -> ModelError:
@@ -92,6 +114,7 @@ def write_gguf(folder: Path, file: Path, number_format: NumberFormat, *, trust_r
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     layout = check_writable(config)
+    _warn_of_window(config, layout)
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
     writer = GGUFWriter(None, layout.architecture)
     _add_hyperparameters(writer, config, layout, folder)
@@ -126,8 +149,9 @@ def _add_hyperparameters(writer: "GGUFWriter", config: "PreTrainedConfig", layou
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     epsilon = float(getattr(config, layout.norm_epsilon))
     (writer.add_layer_norm_eps if layout.norm_epsilon == "norm_epsilon" else writer.add_layer_norm_rms_eps)(epsilon)
-    if layout.adds_one:
+    if layout.has_window and config.sliding_window is not None:
         writer.add_sliding_window(config.sliding_window)
+    if layout.adds_one:
         for value, add in (
             (config.attn_logit_softcapping, writer.add_attn_logit_softcapping),
             (config.final_logit_softcapping, writer.add_final_logit_softcapping),

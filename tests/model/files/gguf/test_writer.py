@@ -44,6 +44,7 @@ CASES = {
     "gemma2": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 20.0, "final_logit_softcapping": None}),
     "gemma3": ("Gemma3TextConfig", {**GEMMA, "num_hidden_layers": 7}),
     "phi3": ("Phi3Config", TINY_LLAMA),
+    "phi3 with a window": ("Phi3Config", {**TINY_LLAMA, "sliding_window": 8}),
     "starcoder2": ("Starcoder2Config", TIED),
 }
 
@@ -72,6 +73,33 @@ def test_the_same_logits(tmp_path, case):
     write_gguf(tmp_path / "model", tmp_path / "m.gguf", "f32")
     again = load_model(ModelSource(str(tmp_path / "m.gguf")), dtype=torch.float32, attn_implementation="eager")
     assert (logits(again) - logits(model)).abs().max() < 1e-5
+
+
+def test_a_window_that_is_lost_is_told(tmp_path, said):
+    for folder, window in (("long", None), ("same", 512), ("short", 8)):
+        saved(tmp_path / folder, transformers.MistralConfig(**TINY_LLAMA, sliding_window=window))
+        write_gguf(tmp_path / folder, tmp_path / f"{folder}.gguf", "f32")
+    found = [line for line in said if "looks back" in line]
+    assert len(found) == 1 and "looks back 8 tokens" in found[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer_types": ["full_attention", "full_attention"]},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            }
+        },
+    ],
+)
+def test_layers_that_gguf_does_not_know_are_refused(settings):
+    config = transformers.Gemma3TextConfig(**GEMMA)
+    assert check_writable(config).architecture == "gemma3"
+    with pytest.raises(ModelError, match="an unusual order of layers"):
+        check_writable(transformers.Gemma3TextConfig(**{**GEMMA, **settings}))
 
 
 def test_every_layout_is_tried():
