@@ -29,29 +29,25 @@ NAME = "default"
 def start_from_principal_parts(adapted: "PeftModel", iterations: int) -> None:
     """Set A and B of every layer, and take their product out of its weight.
 
-    `iterations` of the fast decomposition (https://arxiv.org/abs/0909.4061), or -1 for the exact one. Raises
-    `ModelError` for a rank that a weight does not have.
+    `iterations` of the fast decomposition (https://arxiv.org/abs/0909.4061), or -1 for the exact one. Where the rank is
+    larger than a side of the weight, such as that of a gate with one output, the rest of A and B starts as in LoRA.
     """
     import torch
 
-    for name, layer in _layers(adapted):
+    for _, layer in _layers(adapted):
         weight = _matrix(layer).float()
         rank, scale = layer.r[NAME], layer.scaling[NAME]
-        if rank > min(weight.shape):
-            raise ModelError(
-                f"pissa_init: lora_rank: {rank}: the weight {name} of shape {tuple(weight.shape)} has no more than"
-                f" {min(weight.shape)} principal parts -> lower lora_rank"
-            )
+        num_parts = min(rank, *weight.shape)
         if iterations == -1:
             left, values, right = torch.linalg.svd(weight, full_matrices=False)
         else:
-            left, values, right = torch.svd_lowrank(weight, rank, niter=iterations)
+            left, values, right = torch.svd_lowrank(weight, num_parts, niter=iterations)
             right = right.T
-        roots = (values[:rank] / scale).sqrt()
-        start_a, start_b = roots[:, None] * right[:rank], left[:, :rank] * roots
+        roots = (values[:num_parts] / scale).sqrt()
         factor = layer.lora_A[NAME].weight
-        factor.data = start_a.to(factor.dtype).contiguous()
-        layer.lora_B[NAME].weight.data = start_b.to(factor.dtype).contiguous()
+        with torch.no_grad():
+            factor[:num_parts] = (roots[:, None] * right[:num_parts]).to(factor.dtype)
+            layer.lora_B[NAME].weight[:, :num_parts] = (left[:, :num_parts] * roots).to(factor.dtype)
         layer.register_buffer(START_A, factor.detach().clone(), persistent=False)
         layer.register_buffer(START_B, layer.lora_B[NAME].weight.detach().clone(), persistent=False)
         _set_matrix(layer, weight - _product(layer, *_start(layer)))

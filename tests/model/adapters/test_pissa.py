@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.config.load import load_train
-from luthier.core.errors import ConfigError, ModelError
+from luthier.core.errors import ConfigError
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.files.sources import ModelSource
@@ -104,9 +104,21 @@ def test_experts_are_left_out_and_that_is_said(said):
     assert any("pissa_init: is not possible for weights outside of layers" in text for text in said)
 
 
-def test_a_rank_that_a_weight_does_not_have():
-    with pytest.raises(ModelError, match=r"lora_rank: 33: the weight .*k_proj.* has no more than 32"):
-        adapt(build(), pissa_init=True, lora_rank=33)
+@pytest.mark.parametrize("iterations", [-1, 16])
+def test_a_rank_that_a_weight_does_not_have(iterations, tmp_path):
+    """All of the weight is in the adapter, whose rest starts as in LoRA and is trained."""
+    model = build()
+    model.save_pretrained(tmp_path / "base")
+    adapted = adapt(model, pissa_init=True, pissa_iter=iterations, lora_rank=40)
+    layer = adapted.get_base_model().model.layers[0].self_attn.k_proj
+    assert layer.base_layer.weight.abs().max() < 1e-5
+    assert layer.lora_A["default"].weight[32:].abs().min() > 0 and not layer.lora_B["default"].weight[:, 32:].any()
+    torch.testing.assert_close(logits(adapted), logits(build()), atol=1e-5, rtol=0)
+    train_a_little(adapted)
+    assert layer.lora_B["default"].weight[:, 32:].any()
+    save_adapter(adapted, tmp_path / "adapter")
+    plain = peft.PeftModel.from_pretrained(fresh(tmp_path / "base"), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(plain), logits(adapted), atol=1e-5, rtol=0)
 
 
 def test_it_starts_in_16_bits_too(tmp_path):
