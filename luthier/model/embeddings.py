@@ -17,11 +17,13 @@ from luthier.model.files.sources import ModelSource
 from luthier.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 ROWS_MULTIPLE = 64
+_PART = 4096
+"""Rows of a table of gigabytes that are turned into float32 together."""
 
 
 Init = Literal["noise_init", "desc_init", "desc_init_w_noise"]
@@ -35,6 +37,10 @@ class NewRows:
     """Of tokens that the model has never seen."""
     is_whole: bool = False
     """Whether all rows are trained and saved, since their number is or may be another one."""
+    in_table: tuple[int, ...] = ()
+    """Of `layer_table`: the rows that it has got."""
+    trains_single: bool = True
+    """Whether single rows can be trained. Those of sharded weights cannot."""
 
     def __bool__(self) -> bool:
         return bool(self.ids) or self.is_whole
@@ -52,6 +58,8 @@ class NewTokens:
     seed: int = 0
     trains_whole: bool = False
     """Whether all rows are trained even if their number stays."""
+    trains_single: bool = True
+    """See `NewRows`."""
 
     def are_new_to(self, model: "PreTrainedModel") -> bool:
         """Whether the model has rows to get or to learn."""
@@ -59,7 +67,7 @@ class NewTokens:
 
     def give_rows(self, model: "PreTrainedModel") -> NewRows:
         """Every token gets a row. Returns the rows to be trained."""
-        rows_before = num_rows(model)
+        rows_before, in_table = num_rows(model), _num_table_rows(model)
         fit_embeddings(
             model,
             self.tokenizer,
@@ -70,7 +78,12 @@ class NewTokens:
         )
         vocabulary = self.tokenizer.get_vocab() if self.added else {}  # slow for large ones
         ids = {*(vocabulary[token] for token in self.added), *range(rows_before, num_rows(model))}
-        return NewRows(tuple(sorted(ids)), self.trains_whole or num_rows(model) > rows_before)
+        return NewRows(
+            tuple(sorted(ids)),
+            is_whole=self.trains_whole or num_rows(model) > rows_before,
+            in_table=tuple(range(in_table, _num_table_rows(model))),
+            trains_single=self.trains_single,
+        )
 
 
 def num_rows(model: "PreTrainedModel") -> int:
@@ -94,7 +107,7 @@ def fit_embeddings(
     """
     import torch
 
-    rows_before = num_rows(model)
+    rows_before, in_table = num_rows(model), _num_table_rows(model)
     if len(tokenizer) > rows_before:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False)
     vocabulary = tokenizer.get_vocab() if added_tokens else {}
@@ -110,6 +123,7 @@ def fit_embeddings(
     generator = torch.Generator().manual_seed(seed)
     for weight in _weights(model):
         _start_rows(weight, new_ids, rows_before, described, init, generator)
+    _start_table(model, in_table, rows_before, described)
     return True
 
 
@@ -120,7 +134,7 @@ def grow_embeddings(model: "PreTrainedModel", rows: int, pieces: Mapping[int, Se
     """
     import torch
 
-    rows_before = num_rows(model)
+    rows_before, in_table = num_rows(model), _num_table_rows(model)
     model.resize_token_embeddings(rows, mean_resizing=False)
     for weight in _weights(model):
         with torch.no_grad():
@@ -128,6 +142,7 @@ def grow_embeddings(model: "PreTrainedModel", rows: int, pieces: Mapping[int, Se
             weight[rows_before:] = known.mean(0).to(weight.dtype)
             for row, ids in (pieces or {}).items():
                 weight[row] = known[list(ids)].mean(0).to(weight.dtype)
+    _start_table(model, in_table, rows_before, pieces or {})
 
 
 def add_missing_rows(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", source: ModelSource) -> bool:
@@ -191,6 +206,43 @@ def _start_rows(
                 weight[row] = start + noise if init == "desc_init_w_noise" else start
             else:
                 weight[row] = mean + noise
+
+
+def layer_table(model: "PreTrainedModel") -> "nn.Embedding | None":
+    """The second embedding of a model that each layer reads too (Gemma 3n, Gemma 4); it grows with the first one."""
+    model_: Any = model
+    if not getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+        return None
+    found: nn.Embedding = model_.get_per_layer_input_embeddings()
+    return found
+
+
+def _num_table_rows(model: "PreTrainedModel") -> int:
+    table = layer_table(model)
+    return 0 if table is None else table.weight.shape[0]
+
+
+def _start_table(
+    model: "PreTrainedModel", in_table: int, rows_before: int, described: Mapping[int, Sequence[int]]
+) -> None:
+    """New rows of `layer_table`: the mean of those of their pieces, or of all rows.
+
+    `in_table`: rows that it had. The first one stands for tokens of the model beyond these.
+    """
+    import torch
+
+    table = layer_table(model)
+    if table is None or table.weight.shape[0] == in_table:
+        return
+    with torch.no_grad():
+        weight, known = table.weight, table.weight[:in_table]
+        weight[in_table:] = weight[0]
+        total = torch.stack([part.float().sum(0) for part in known.split(_PART)]).sum(0)
+        weight[max(in_table, rows_before) :] = (total / in_table).to(weight.dtype)
+        for row, ids in described.items():
+            pieces = [index for index in ids if index < in_table]
+            if row >= in_table and pieces:
+                weight[row] = weight[pieces].float().mean(0).to(weight.dtype)
 
 
 def embedding_names(model: "PreTrainedModel") -> tuple[str, ...]:

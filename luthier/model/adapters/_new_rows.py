@@ -2,7 +2,8 @@
 
 Where the number of rows stays, LoRA saves just those rows (peft's `trainable_token_indices`). Where it grows, the
 embedding and the head are trained and saved in full (peft's `modules_to_save`), so the file itself says how many rows
-there are; and so does OFT, of which peft cannot train single rows.
+there are; and so does OFT, of which peft cannot train single rows. The second embedding of Gemma 3n and Gemma 4 is far
+larger than the first, so of that one LoRA saves only the rows that it has got.
 """
 
 import copy
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.adapters._ties import settle_ties
-from luthier.model.embeddings import NewRows, NewTokens, embedding_names
+from luthier.model.embeddings import NewRows, NewTokens, embedding_names, layer_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,7 @@ def add_rows(model: "PreTrainedModel", settings: "PeftConfig", rows: NewRows, ke
 
     keys: Any = settings
     names, saved = embedding_names(model), list(keys.modules_to_save or ())
+    trained: dict[str, list[int]] = getattr(keys, "trainable_token_indices", None) or {}
     left = [name for name in names if not _named(name, saved)]
     if rows or (len(left) < len(names) and ties(model)):
         _require_without_adapter(names, keys.target_modules, key)
@@ -50,14 +52,36 @@ def add_rows(model: "PreTrainedModel", settings: "PeftConfig", rows: NewRows, ke
             if isinstance(settings, peft.LoraConfig):
                 settings.trainable_token_indices = None
         elif left:
-            before: dict[str, list[int]] = keys.trainable_token_indices or {}
             ends = left[:1] if ties(model) else left
-            keys.trainable_token_indices = {name: sorted({*before.get(name, ()), *rows.ids}) for name in ends}
+            keys.trainable_token_indices = {name: sorted({*trained.get(name, ()), *rows.ids}) for name in ends}
             info(f"the rows of {len(rows.ids)} tokens that the model has never seen are trained: {', '.join(ends)}")
+    _add_to_table(model, settings, rows, trained)
     if isinstance(settings, peft.LoraConfig) and ties(model):
         settings.ensure_weight_tying = any(_named(name, settings.modules_to_save or ()) for name in names)
         if settings.ensure_weight_tying:
             settings.modules_to_tie = settings.target_modules_to_tie = None  # as a config that is built with it
+
+
+def _add_to_table(
+    model: "PreTrainedModel", settings: "PeftConfig", rows: NewRows, trained: dict[str, list[int]]
+) -> None:
+    """Those of `layer_table`. `trained`: the rows by the name of their module that the adapter has trained before."""
+    import peft
+
+    keys: Any = settings
+    table = layer_table(model)
+    if table is None:
+        return
+    name = next(name for name, module in model.named_modules() if module is table)
+    ids = sorted({*trained.get(name, ()), *rows.in_table})
+    if not ids or _named(name, keys.modules_to_save or ()):
+        return
+    if isinstance(settings, peft.LoraConfig) and rows.trains_single:
+        keys.trainable_token_indices = {**(keys.trainable_token_indices or {}), name: ids}
+        info(f"the rows of {len(ids)} tokens are trained there too: {name}")
+    else:
+        keys.modules_to_save = [*(keys.modules_to_save or ()), name.rpartition(".")[2]]
+        info(f"the vocabulary has grown, so this is trained in full too: {name}")
 
 
 def with_new_rows(adapted: "PeftModel", new_tokens: NewTokens, *, pure_bf16: bool) -> "PeftModel":

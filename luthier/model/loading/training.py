@@ -131,6 +131,7 @@ def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
         keys.init_special_tokens,
         run.training["seed"],
         trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
+        trains_single=not shards_weights(run),
     )
 
 

@@ -1,14 +1,23 @@
 """Which parts of a model an adapter trains for tokens that the model has never seen."""
 
+from pathlib import Path
+from typing import Any
+
 import peft
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.errors import ModelError
+from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters, merge_adapters
 from luthier.model.adapters._new_rows import add_rows, with_new_rows
+from luthier.model.adapters.lora import LoraConfig
+from luthier.model.adapters.oft import OftConfig
 from luthier.model.embeddings import NewRows, NewTokens, num_rows
+from luthier.model.save import save_adapter
 from tests.model.adapters.test_lora import build, logits
-from tests.tiny import byte_tokenizer
+from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 SINGLE, WHOLE = NewRows((261, 300)), NewRows((261,), is_whole=True)
 ENDS = ["model.embed_tokens", "lm_head"]
@@ -96,3 +105,82 @@ def test_an_adapter_that_gets_new_rows_computes_the_same_for_known_tokens(tied, 
     assert torch.equal(adapted.get_input_embeddings().weight[261], row)
     assert torch.equal(logits(adapted)[..., :261], expected[..., :261])
     assert adapted.peft_config["default"].trainable_token_indices is None
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        "vocab_size_per_layer_input": 250,
+        "altup_num_inputs": 2,
+        "laurel_rank": 4,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma4_text": {"vocab_size_per_layer_input": 261, "global_head_dim": 8},
+}
+"""Models with a second embedding, which in the first one is shorter than the vocabulary."""
+
+
+def with_table(name: str) -> Any:
+    own = {"head_dim": 8, "hidden_size_per_layer_input": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    sizes = {"vocab_size": 261, "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**TINY_LLAMA, **sizes, **own, **TABLES[name], "tie_word_embeddings": True})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.1)
+    return model
+
+
+def logits_of(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([ids]), use_cache=False).logits
+
+
+@pytest.mark.parametrize("method", ["lora", "oft", "lora, sharded"])
+@pytest.mark.parametrize("name", TABLES)
+def test_the_rows_that_a_second_embedding_gets_are_trained_and_saved(name, method, tmp_path):
+    """Else each program that loads the adapter would have other numbers in them."""
+    kind, config = ("oft", OftConfig(oft_block_size=4)) if method == "oft" else ("lora", LoraConfig(lora_rank=2))
+    known, base = [*range(90, 120), 255, 260], with_table(name)
+    before = logits_of(base, known)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokens = NewTokens(tokenizer, ("<a>", "<b>"), {"<a>": "ab"}, "desc_init", trains_single=method != "lora, sharded")
+    adapted = ADAPTERS.get(kind).apply(base, config, given=GivenAdapters(), new_tokens=tokens, pure_bf16=False)
+    torch.testing.assert_close(logits_of(adapted, known)[..., :261], before, atol=1e-5, rtol=0)
+    is_single = method == "lora"
+    saved = adapted.peft_config["default"]
+    assert ("embed_tokens_per_layer" in saved.modules_to_save) != is_single
+    if is_single:
+        rows = range(TABLES[name]["vocab_size_per_layer_input"], 320)
+        assert saved.trainable_token_indices == {"model.embed_tokens_per_layer": list(rows)}
+    change(adapted)
+
+    ids = [*known, 261, 262]
+    assert_saved(adapted, name, ids, tmp_path / "one")
+    tokenizer.add_tokens(many := [f"<{number}>" for number in range(70)])
+    expected = logits_of(adapted, ids)
+    again = with_new_rows(adapted, NewTokens(tokenizer, tuple(many)), pure_bf16=False)
+    torch.testing.assert_close(logits_of(again, ids)[..., :263], expected[..., :263], atol=1e-5, rtol=0)
+    change(again)
+    assert_saved(again, name, [*ids, 270, 332], tmp_path / "two")
+
+
+def change(adapted: Any) -> None:
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.02)
+
+
+def assert_saved(adapted: Any, name: str, ids: list[int], folder: Path) -> None:
+    expected = logits_of(adapted, ids)
+    save_adapter(adapted, folder)
+    plain = with_table(name)
+    plain.resize_token_embeddings(num_rows(adapted), mean_resizing=False)
+    plain = peft.PeftModel.from_pretrained(plain, str(folder))
+    torch.testing.assert_close(logits_of(plain, ids), expected, atol=1e-5, rtol=0)
+    merged = merge_adapters(with_table(name), [str(folder)], GivenAdapters())
+    torch.testing.assert_close(logits_of(merged, ids), expected, atol=1e-5, rtol=0)
