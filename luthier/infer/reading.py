@@ -108,7 +108,9 @@ class AnswerReader:
         begun = self._held.lstrip()
         if begun.startswith(self._opening):
             self._held, self._state, self._is_fresh = begun[len(self._opening) :], "thought", True
-        elif is_last or not self._opening.startswith(begun):
+        elif begun.startswith(self._closing):  # an empty thought, as GLM 4.7 writes it
+            self._held, self._state, self._is_fresh = begun[len(self._closing) :], "words", True
+        elif is_last or not any(tag.startswith(begun) for tag in (self._opening, self._closing)):
             self._state = "words"
 
     def _think(self, is_last: bool) -> Iterator[Part]:

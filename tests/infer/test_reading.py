@@ -48,6 +48,8 @@ def test_a_thought_is_given_out_as_it_comes():
         ("<think>\nhm\n</think>\n\nYes.", [Thought("hm"), Words("Yes.")]),
         ("<think>\n\n</think>\n\nYes.", [Words("Yes.")]),
         ("\n<think>hm</think>Yes.", [Thought("hm"), Words("Yes.")]),
+        ("\n</think>\n\nYes.", [Words("Yes.")]),
+        ("</thinks", [Words("</thinks")]),
         ("<think>cut off", [Thought("cut off")]),
         ("<think>cut off</thi", [Thought("cut off</thi")]),
         ("<thin", [Words("<thin")]),
