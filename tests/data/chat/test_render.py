@@ -205,6 +205,16 @@ def test_masked_history_looks_as_at_inference(thinking):
 
 
 @pytest.mark.parametrize(("thinking", "lead"), [(True, ""), (False, EMPTY), (None, EMPTY)])
+def test_preserved_history_is_as_it_was_said(thinking, lead):
+    """With its thoughts, and with no empty one where there was none."""
+    messages = (*THOUGHTS, Message("user", "c"))
+    (turn,) = render(get_template("qwen3"), messages, purpose="infer", enable_thinking=thinking, preserve_thinking=True)
+    said = [as_text((piece,)) for piece in turn.prompt]
+    assert f"{THOUGHTS[1].content}<|im_end|>\n" in said and "B<|im_end|>\n" in said
+    assert as_text(turn.prompt).count(EMPTY) == bool(lead) == as_text(turn.prompt).endswith(EMPTY)
+
+
+@pytest.mark.parametrize(("thinking", "lead"), [(True, ""), (False, EMPTY), (None, EMPTY)])
 def test_waiting_prompt(thinking, lead):
     """With thinking on, the model opens its own thought."""
     (turn,) = render(get_template("qwen3"), THOUGHTS[:3], purpose="infer", enable_thinking=thinking)

@@ -122,6 +122,11 @@ class TestWholeConversations:
         assert (example.system, len(example.prompt)) == ("s", 3)
         assert (example.chosen, example.rejected) == (assistant("a"), assistant("b"))
 
+    def test_equal_conversations_are_equal_answers(self):
+        """The doctor names the pair; that all messages are shared is no reason to refuse the row."""
+        example = read({"good": [U, A], "bad": [U, A]}, WHOLE)
+        assert example.chosen == example.rejected == assistant("a")
+
     def test_lists_of_the_answer_alone(self):
         assert read({"messages": [S, U], "good": [A], "bad": [B]}, OPENAI_RANKED) == Preference(
             (user("q"),), assistant("a"), assistant("b"), system="s"

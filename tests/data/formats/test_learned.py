@@ -79,6 +79,10 @@ def test_a_weight_is_defined_for_answers_only(role):
             "part 1 of 'train_detail' of message 2: 0 to 7 is not part of a text of 6 characters",
         ),
         (
+            {"train_detail": [{"begin_offset": 0, "end_offset": "1", "train": True}]},
+            "part 1 of 'train_detail' of message 2: start and end must be whole numbers",
+        ),
+        (
             {"train": True, "weight": 0},
             "'train' and 'weight' of message 2 disagree about what is learned -> keep one of them",
         ),

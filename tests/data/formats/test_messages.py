@@ -81,6 +81,11 @@ class TestThoughts:
             read(chat(U, {"role": "assistant", **message}), OPENAI)
         assert str(caught.value) == reason
 
+    def test_a_question_has_no_thought(self):
+        question = {"role": "user", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "6"}]}
+        with pytest.raises(RowError, match="message 1 of role 'user' has a thought, which only an answer can have"):
+            read(chat(question, A), OPENAI)
+
 
 class TestParts:
     def test_parts_of_text_are_joined_in_every_message(self):
