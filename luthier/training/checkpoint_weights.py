@@ -27,8 +27,8 @@ def checkpoint_mismatch(checkpoint: str) -> Iterator[None]:
         lines = [line.strip() for line in str(fault).splitlines()]
         reason = next((line for line in lines if "mismatch" in line), lines[0] if lines else type(fault).__name__)
         raise OutputError(
-            f"{checkpoint}: this checkpoint does not match the run ({reason}) -> use the model, finetuning_type and"
-            " adapter keys that it was trained with, or choose another output_dir to start from scratch"
+            f"{checkpoint}: this checkpoint does not match the run ({reason}) -> use the model, finetuning_type,"
+            " optimizer and adapter keys that it was trained with, or choose another output_dir to start from scratch"
         ) from fault
 
 

@@ -13,19 +13,26 @@ KEYS = {
     "eps": "adam_epsilon",
 }
 """Setting of a parameter group -> the keys that it comes from."""
+BY_SCHEDULE = {"initial_lr"}
+"""What some schedules add to a parameter group, and others do not."""
 
 
 @contextmanager
 def telling_kept_settings(optimizer: Any, checkpoint: str | None) -> Iterator[None]:
     """A context in which the optimizer loads its state from a checkpoint, and its settings with it.
 
-    Afterwards it warns of settings that this has replaced by others.
+    Afterwards it warns of settings that this has replaced by others. Raises `ValueError` if settings of this optimizer
+    are not among them, since another one saved the state: its first step would look for them.
     """
     if checkpoint is None:
         yield
         return
     asked = [_settings(group) for group in optimizer.param_groups]
+    names = [set(group) for group in optimizer.param_groups]
     yield
+    for before, group in zip(names, optimizer.param_groups, strict=True):
+        if lost := sorted(before - group.keys() - BY_SCHEDULE):
+            raise ValueError(f"mismatch of the optimizer: another one saved its state, without {', '.join(lost)}")
     kept = [_settings(group) for group in optimizer.param_groups]
     for name, key in KEYS.items():
         pairs = [(before[name], after[name]) for before, after in zip(asked, kept, strict=True)

@@ -365,6 +365,17 @@ def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
         luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
+def test_a_checkpoint_of_another_optimizer_is_refused(world, whole_run, tmp_path, optim):
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "optim": optim}
+    with pytest.raises(
+        OutputError, match=r"checkpoint-4: this checkpoint does not match .*another one saved its state"
+    ):
+        luthier.train(keys)
+
+
 def test_finished_weights_without_a_checkpoint_are_not_overwritten(world, whole_run, tmp_path):
     whole, _ = whole_run("sft lora")
     folder = tmp_path / "out"

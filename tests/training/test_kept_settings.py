@@ -43,3 +43,22 @@ def test_without_a_checkpoint_nothing_is_told(warnings):
     with telling_kept_settings(optimizer, None):
         optimizer.param_groups[0]["initial_lr"] = 1.0
     assert warnings == []
+
+
+def test_the_state_of_another_optimizer_is_refused(warnings):
+    """torch takes over its settings, and fails in the first step that looks for one of its own."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with (
+        pytest.raises(ValueError, match=r"mismatch of the optimizer: another one .* without .*momentum"),
+        telling_kept_settings(sgd, "out/checkpoint-4"),
+    ):
+        sgd.load_state_dict(adam().state_dict())
+
+
+def test_a_state_of_another_schedule_is_taken(warnings):
+    """Such as reduce_lr_on_plateau, which does not add `initial_lr`."""
+    optimizer, saved = adam(), adam()
+    del saved.param_groups[0]["initial_lr"]
+    with telling_kept_settings(optimizer, "out/checkpoint-4"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert warnings == []
