@@ -127,9 +127,8 @@ def with_table(name: str) -> Any:
     config = AutoConfig.for_model(name, **{**TINY_LLAMA, **sizes, **own, **TABLES[name], "tie_word_embeddings": True})
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(std=0.1)
+        for weight in model.parameters():  # a scale of Gemma 3n is 0 at first, and its table has no effect
+            weight.normal_(std=0.1) if weight.ndim > 1 else weight.add_(torch.randn_like(weight), alpha=0.1)
     return model
 
 
