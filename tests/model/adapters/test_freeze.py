@@ -50,9 +50,17 @@ def test_freeze_lists_the_names_it_knows(key):
     assert ("mlp" if key == "freeze_trainable_modules" else "embed_tokens") in str(caught.value)
 
 
-def test_more_layers_than_there_are_is_all_of_them():
+def test_more_layers_than_there_are_is_all_of_them(said):
+    assert list(layers_to_train(2, 2)) == list(layers_to_train(2, -2)) == [0, 1] and not said
     assert list(layers_to_train(2, 5)) == [0, 1]
     assert list(layers_to_train(2, -5)) == [0, 1]
+    assert len(said) == 2
+
+
+def test_the_name_of_what_holds_the_layers_means_all_but_the_layers():
+    found = learning(freeze(build(), freeze_trainable_layers=1, freeze_extra_modules=("model",)))
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= found
+    assert not any(".layers.0." in name for name in found)
 
 
 def test_the_score_layer_of_a_reward_model_is_always_trained():
