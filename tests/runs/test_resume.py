@@ -246,6 +246,22 @@ def test_resuming_within_an_epoch_with_accumulation(world, tmp_path):
     assert_same_end(folder, result, tmp_path / "whole", losses(whole))
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, None),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, None),
+        ({"per_device_train_batch_size": 2}, "rows of a step: 4 there, 2 here"),
+        ({"data_seed": 7}, "seed: 42 there, 7 here"),
+    ],
+)
+def test_a_run_that_takes_other_rows_of_the_epoch_is_told(world, whole_run, tmp_path, said, changed, told):
+    folder = stopped_at(4, whole_run("sft lora")[0], tmp_path / "out")
+    luthier.train({**world, **KINDS["sft lora"], **changed, "max_steps": 5, "output_dir": str(folder)})
+    warnings = [line for line in said if "took its rows in other steps or in another order" in line]
+    assert len(warnings) == (told is not None) and all(told in line for line in warnings)
+
+
 def test_resume_from_a_checkpoint_that_is_named(world, whole_run, tmp_path):
     whole, whole_losses = whole_run("sft lora")
     keys = {"resume_from_checkpoint": str(whole / "checkpoint-4"), "output_dir": str(tmp_path / "elsewhere")}
