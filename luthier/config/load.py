@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isinf
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from luthier.config.decode import Misfit, decode, is_null
 from luthier.config.interpolate import interpolate
@@ -132,14 +132,14 @@ def locate(problem: Problem, written: Written) -> Problem:
     return replace(problem, value=value, has_value=True, file=entry.file, line=entry.line)
 
 
-def _as_path(value: Any, default: Any) -> Any:
+def _as_path(value: Any, *, or_null: bool) -> Any:
     """`~/data` -> `/home/me/data`, which a shell does only for a word that begins with `~`.
 
-    Empty text is null where that is the default: Python would take it for the current folder.
+    Empty text is null if the key takes that (`or_null`): Python would take it for the current folder.
     """
     if isinstance(value, tuple):
-        return tuple(_as_path(item, default) for item in value)
-    if value == "" and default is None:
+        return tuple(_as_path(item, or_null=or_null) for item in value)
+    if value == "" and or_null:
         return None
     return os.path.expanduser(value) if isinstance(value, str) else value
 
@@ -201,7 +201,8 @@ class Draft:
                 value = decode(entry.value, key.type, key.choices)
                 if name not in UNBOUNDED and _is_infinite(value):
                     raise Misfit("must be a finite number")
-                self.given[name] = _as_path(value, key.default) if name in PATHS else value
+                or_null = key.default is None and NoneType in get_args(key.type)
+                self.given[name] = _as_path(value, or_null=or_null) if name in PATHS else value
             except Misfit as misfit:
                 self.unknown |= {name, key.current or name}
                 if entry.value is True and entry.file == COMMAND_LINE:

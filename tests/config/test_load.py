@@ -401,6 +401,10 @@ def test_an_empty_text_names_no_path(key):
     assert load_train({**BASE, key: ""}).given[key] is None
 
 
+def test_an_empty_text_is_no_null_where_there_must_be_a_path():
+    assert problems_of(load_train, {**BASE, "model_name_or_path": ""})["model_name_or_path"].reason == "is empty"
+
+
 def test_a_former_name_with_null_leaves_the_default():
     assert load_train({**BASE, "per_gpu_train_batch_size": None}).training["per_device_train_batch_size"] == 8
 
