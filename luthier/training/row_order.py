@@ -27,7 +27,8 @@ class NoteOrder(TrainerCallback):
         if state.global_step >= state.max_steps:
             return
         before = state.stateful_callbacks.get(KEY)  # None for a checkpoint of an earlier version
-        if state.global_step and isinstance(before, Mapping) and before != self.order:
+        skips_rows = state.global_step > 0 and not args.ignore_data_skip
+        if skips_rows and isinstance(before, Mapping) and before != self.order:
             changed = [
                 f"{name}: {before.get(name)} there, {now} here"
                 for name, now in self.order.items()
@@ -40,11 +41,12 @@ class NoteOrder(TrainerCallback):
         state.stateful_callbacks[KEY] = self.order
 
 
-def row_order(run: "TrainRun", world_size: int) -> dict[str, Any]:
+def order_of(run: "TrainRun", world_size: int) -> dict[str, Any]:
     """What decides which rows come after a given number of steps, apart from the rows themselves."""
     keys, groups = run.training, world_size // (run.parallel.sp_size * run.parallel.tp_size)
     seed = keys["seed"] if keys["data_seed"] is None else keys["data_seed"]
     return {
+        "num_generations": getattr(run.method, "num_generations", 1),
         "rows of a step": keys["per_device_train_batch_size"] * keys["gradient_accumulation_steps"] * groups,
         "seed": seed if run.shuffles else None,
         "train_sampling_strategy": str(keys["train_sampling_strategy"]) if run.shuffles else "sequential",

@@ -182,10 +182,8 @@ def _is_alive(record: Mapping[str, Any]) -> bool:
 
 def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) -> State:
     """`is_alive`: whether the process runs; None if that cannot be known from here."""
-    asked, has_record = (
-        os.path.exists(folder / STOP),
-        os.path.exists(folder / RECORD),
-    )  # unlike Path's, they never raise
+    # Unlike Path.exists, it never raises.
+    asked, has_record = os.path.exists(folder / STOP), os.path.exists(folder / RECORD)
     if status is not None:
         return _ended(status, asked)
     if is_alive:

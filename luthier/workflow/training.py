@@ -80,7 +80,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from luthier.training.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step
-        from luthier.training.row_order import NoteOrder, row_order
+        from luthier.training.row_order import NoteOrder, order_of
         from luthier.training.trained_on import compare_rows
         from luthier.training.trainer import StageTrainer
         from luthier.workflow.eval_tasks import task_metrics
@@ -122,7 +122,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         trainer = StageTrainer(args, parts)
     trainer.add_callback(heartbeat)
     if run.trains and data.streamed is None:
-        trainer.add_callback(NoteOrder(row_order(run, machine.world_size)))
+        trainer.add_callback(NoteOrder(order_of(run, machine.world_size)))
     if trainer.hub_model_id is not None:
         trainer.add_callback(UploadCheckpoints(trainer.hub_model_id))
     return carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight, rerun)

@@ -6,17 +6,19 @@ from typing import Any
 import pytest
 
 from luthier.config.load import load_train
-from luthier.training.row_order import KEY, NoteOrder, row_order
+from luthier.training.row_order import KEY, NoteOrder, order_of
 from tests.small_world import WAYS, small_world
 
-ORDER = {"rows of a step": 8, "seed": 1, "train_sampling_strategy": "random"}
+ORDER = {"num_generations": 1, "rows of a step": 8, "seed": 1, "train_sampling_strategy": "random"}
 
 
-def begun(order: dict[str, Any], before: Any = None, step: int = 2, last: int = 4) -> dict[str, Any]:
+def begun(
+    order: dict[str, Any], before: Any = None, step: int = 2, last: int = 4, *, ignores: bool = False
+) -> dict[str, Any]:
     state = SimpleNamespace(
         global_step=step, max_steps=last, stateful_callbacks={} if before is None else {KEY: before}
     )
-    NoteOrder(order).on_train_begin(None, state, None)
+    NoteOrder(order).on_train_begin(SimpleNamespace(ignore_data_skip=ignores), state, None)
     return state.stateful_callbacks
 
 
@@ -33,6 +35,10 @@ def test_another_order_is_told_and_noted(said):
     ]
 
 
+def test_a_run_that_skips_no_rows_begins_its_epoch_again(said):
+    assert begun({**ORDER, "seed": 2}, ORDER, ignores=True)[KEY]["seed"] == 2 and not said
+
+
 def test_a_first_step_and_a_finished_run_have_nothing_to_repeat(said):
     begun({**ORDER, "seed": 2}, ORDER, step=0)
     assert begun({**ORDER, "seed": 2}, ORDER, step=4)[KEY] == ORDER and not said
@@ -43,10 +49,10 @@ def test_the_same_rows_of_a_step_in_other_micro_batches_or_processes_are_the_sam
     values["disable_shuffling"] = False
 
     def order(world_size: int = 1, **keys: Any) -> dict[str, Any]:
-        return row_order(load_train({**values, **keys}), world_size)
+        return order_of(load_train({**values, **keys}), world_size)
 
     first = order(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    assert first == {"rows of a step": 8, "seed": 3, "train_sampling_strategy": "random"}
+    assert first == {**ORDER, "seed": 3, "train_sampling_strategy": "random"}
     assert first == order(per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert first == order(2, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     assert first == order(2, per_device_train_batch_size=4, gradient_accumulation_steps=2, tp_size=2)

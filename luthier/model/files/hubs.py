@@ -58,6 +58,14 @@ def hub_access(keys: "ModelConfig") -> HubAccess:
     return HubAccess(keys.model_revision, keys.cache_dir, hub_token(keys))
 
 
+def not_fetched(name: str, part: str, reason: str) -> ModelError:
+    """The error for a `part` (config, tokenizer, weights) of a repository of Hugging Face."""
+    return ModelError(
+        f"{name}: there is no folder of this name here, and its {part} cannot be fetched from the hub ({reason})"
+        " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
+    )
+
+
 def local_name(name: str, access: HubAccess) -> str:
     """The folder of the hub id `name`, fetched if the environment asks for another hub; else `name` itself.
 

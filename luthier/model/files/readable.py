@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 
 from luthier.core.errors import LuthierError, ModelError
 from luthier.model.compat.gguf_speed import fast_gguf
+from luthier.model.files.hubs import not_fetched
 from luthier.model.files.sources import ModelFiles
 
 UNREADABLE = (
@@ -82,10 +83,7 @@ def _unusable(source: ModelFiles, part: str, fault: BaseException) -> ModelError
     lines = str(fault).split("\n") if str(fault).strip() else [type(fault).__name__]
     reason = " ".join(line.strip() for line in (lines if lines[0].rstrip().endswith(":") else lines[:1]))
     if not source.is_local:
-        return ModelError(
-            f"{source}: there is no folder of this name here, and its {part} cannot be fetched from the hub ({reason})"
-            " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
-        )
+        return not_fetched(str(source), part, reason)
     remedy = "make sure that the folder is complete; copy or download it again"
     for words, meaning, what_to_do in _CAUSES:
         if words in str(fault):

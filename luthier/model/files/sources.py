@@ -19,7 +19,7 @@ from luthier.core.errors import ModelError
 from luthier.core.paths import absent_remedy
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.gguf.header import read_header
-from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access, local_name, resolution_fault
+from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access, local_name, not_fetched, resolution_fault
 
 if TYPE_CHECKING:
     from luthier.config.keys.model import ModelConfig
@@ -277,10 +277,7 @@ def _fetch_config(name: str, access: HubAccess) -> Path:
     except (OSError, ValueError) as fault:
         first = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
         reason = next((words for kind, words in reasons.items() if isinstance(fault, kind)), first)
-        raise ModelError(
-            f"{name}: there is no folder of this name here, and its config cannot be fetched from the hub ({reason})"
-            " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
-        ) from fault
+        raise not_fetched(name, "config", reason) from fault
 
 
 def _check_config(source: ModelSource) -> None:

@@ -60,7 +60,12 @@ class UploadCheckpoints(TrainerCallback):
             return
         copy = folder.with_name(draft_name(f"upload-{folder.name}"))
         remove(copy)
-        shutil.copytree(folder, copy, copy_function=_link)
+        try:
+            shutil.copytree(folder, copy, copy_function=_link)
+        except OSError as fault:
+            remove(copy)
+            _tell_failure(folder.name, fault)
+            return
         self._uploads.append(self._thread.submit(self._upload, args, copy, folder.name))
 
     def on_train_end(self, args: "TrainingArguments", state: Any, control: Any, **kwargs: Any) -> None:
@@ -83,9 +88,14 @@ class UploadCheckpoints(TrainerCallback):
                 place = WHOLE[HubStrategy(args.hub_strategy)] or name
                 api.upload_folder(**words, folder_path=copy, path_in_repo=place, commit_message=f"All of {name}")
         except (OSError, ValueError, HTTPError) as fault:
-            warn(f"push_to_hub: {name} could not be uploaded ({str(fault).splitlines()[0]}); training goes on")
+            _tell_failure(name, fault)
         finally:
             remove(copy)
+
+
+def _tell_failure(name: str, fault: Exception) -> None:
+    reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+    warn(f"push_to_hub: {name} could not be uploaded ({reason}); training goes on")
 
 
 def _link(source: str, target: str) -> None:

@@ -99,3 +99,16 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, uploads, monkeyp
     upload.on_save(args, saved(tmp_path, 1), None)
     upload.on_train_end(args, None, None)
     assert uploads[0]["files"] == ["model.safetensors", "optimizer.pt"]
+
+
+def test_a_copy_that_cannot_be_made_is_told_and_training_goes_on(tmp_path, uploads, monkeypatch, said):
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("os.link", "shutil.copy2"):
+        monkeypatch.setattr(name, full)
+    args, upload = arguments(tmp_path), UploadCheckpoints("me/mine")
+    upload.on_save(args, saved(tmp_path, 1), None)
+    upload.on_train_end(args, None, None)
+    assert not uploads and [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert any("checkpoint-1 could not be uploaded (" in line and "No space left" in line for line in said)
