@@ -29,6 +29,7 @@ from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
 from luthier.training import arguments, checkpoints, split_state
+from luthier.training.averaged import averaged, leave_averaged
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoint_weights import check_filled, checkpoint_mismatch, taking_saved_names
 from luthier.training.cut_batches import RandomState, can_begin_again
@@ -159,6 +160,7 @@ class CheckpointedTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.stop.was_interrupted:
             return
+        leave_averaged(self.optimizer)
         best = self.state.best_model_checkpoint
         if best is not None:
             checkpoints.require_whole_best(Path(best))
@@ -268,7 +270,7 @@ class CheckpointedTrainer(Trainer):
             if self.parts.reading is not None:
                 with share.noting():
                     ledger = self.parts.reading.save(draft, writes=share.is_writer)
-            with share.noting(), share.noting_in_libraries():
+            with averaged(self.optimizer), share.noting(), share.noting_in_libraries():
                 if self.parts.rollouts is not None:
                     self.parts.rollouts.save(draft, self.state.global_step)
                 super()._save_checkpoint(model, trial)
@@ -368,6 +370,7 @@ class CheckpointedTrainer(Trainer):
 
         Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
         """
+        leave_averaged(self.optimizer)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
         with checkpoints.saving(output_dir), gathering_whole(self.accelerator):

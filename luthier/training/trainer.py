@@ -39,6 +39,7 @@ from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
+from luthier.training.averaged import averaged
 from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
@@ -345,7 +346,7 @@ class StageTrainer(RetryingTrainer):
         model.eval()
         device, is_alone, follows = self.args.device, self.accelerator.num_processes == 1, partial(follow, self)
         self.callback_handler.eval_dataloader = dataloader
-        with self.stop.evaluating(is_alone=is_alone):
+        with averaged(self.optimizer), self.stop.evaluating(is_alone=is_alone):
             # Reading batches consumes random numbers, which must not change the training that follows.
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 totals = over_processes(self._evaluation_sums(model, dataloader), device)
