@@ -169,7 +169,7 @@ def label_turns(
         num_shortened += len(prompt) < len(source) and bool(answer)
         cut = cut or (learned and len(answer) < len(target))
         if learned:
-            ends_in_answer = bool(answer) or not target
+            ends_in_answer = bool(answer) or (not target and len(prompt) >= num_marks(source))
         labels = list(prompt) if train_on_prompt else [IGNORE_INDEX] * len(prompt)
         if closing and order and not mask_history and not train_on_prompt and labels:
             labels[0] = closing[0]

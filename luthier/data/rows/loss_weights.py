@@ -8,7 +8,7 @@ prompts 0.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
@@ -57,10 +57,16 @@ def weighted_rows(
             weights = weigher.of_spans(row, first, defaults)
         else:
             weights = [weigher.of_turn(row[index], first + index, base) for index, base in enumerate(defaults)]
+        # An answer without tokens has no spans; its end is that of the conversation, which the format writes.
+        ends = [
+            answer[-1] if answer else _even_weight(dialogue.messages[2 * number + 1], base) or 0.0
+            for number, ((_, answer), (_, base)) in enumerate(zip(weights, defaults, strict=True), first)
+        ]
         rows.append(
             _within_budget(
                 own_turns,
                 weights,
+                ends,
                 cutoff_len=encoding.cutoff_len,
                 mask_history=mask_history,
                 eos_token_id=encoding.closing_eos,
@@ -167,7 +173,7 @@ class _Weigher:
 
 def _even_weight(message: Message, base: float) -> float | None:
     """The weight of all tokens on this side of a turn; None if they have different weights."""
-    if message.loss is None:
+    if message.loss is None or message.loss == ():
         return base
     if isinstance(message.loss, tuple):
         return None
@@ -238,13 +244,16 @@ def _numbers(ids: Sequence[int], start: int) -> list[int]:
 def _within_budget(
     turns: Sequence[TurnIds],
     weights: Sequence[tuple[Weights, Weights]],
+    ends: Weights,
     *,
     cutoff_len: int | None,
     mask_history: bool,
     eos_token_id: int | None,
     num_marks: NumMarks,
 ) -> Encoded:
-    """Truncates as `label_turns` does: it is called with token numbers instead of ids, and the result is looked up."""
+    """Truncates as `label_turns` does: it is called with token numbers instead of ids, and the result is looked up.
+
+    `ends`: the weight of the end of each answer."""
     ids = [token for turn in turns for side in turn for token in side]
     all_weights = [weight for turn in weights for side in turn for weight in side]
     assert len(ids) == len(all_weights), "every token has a weight"
@@ -253,15 +262,15 @@ def _within_budget(
         middle, end = at + len(prompt), at + len(prompt) + len(answer)
         numbered.append((_numbers(prompt, at), _numbers(answer, middle)))
         at = end
-    num_closing = 0 if eos_token_id is None else 1
-    budget = None if cutoff_len is None else cutoff_len - num_closing
+    closing = None if eos_token_id is None else len(ids)
     row = label_turns(
         numbered,
-        cutoff_len=budget,
+        cutoff_len=cutoff_len,
         mask_history=mask_history,
+        eos_token_id=closing,
         num_marks=lambda numbers: num_marks([ids[number] for number in numbers]),
     )
-    kept = row.input_ids
+    kept = row.input_ids if closing is None else row.input_ids[:-1]
     stays = set(kept)
     row_ids, row_weights = [ids[token] for token in kept], [all_weights[token] for token in kept]
     labels = [token if weight else IGNORE_INDEX for token, weight in zip(row_ids, row_weights, strict=True)]
@@ -269,14 +278,16 @@ def _within_budget(
     begun = (turn for turn in numbered if not stays.isdisjoint(chain(*turn)))
     cut = any(answer and answer[-1] not in stays and all_weights[answer[-1]] for _, answer in begun)
     if eos_token_id is not None:
-        pairs = pairwise((answer, [token for token in prompt if token in stays]) for prompt, answer in numbered)
-        opening = {prompt[0]: answer[-1] for (answer, _), (_, prompt) in pairs if answer and prompt}
+        last_tokens = [(answer or prompt)[-1] if answer or prompt else -1 for prompt, answer in numbered]
+        end_weights = dict(zip(last_tokens, ends, strict=True))
+        openings = ([token for token in prompt if token in stays][:1] for prompt, _ in numbered[1:])
+        before = {first: last for last, opening in zip(last_tokens, openings, strict=False) for first in opening}
         for place, token in enumerate(kept):
-            before = opening.get(token)
-            if before is not None and before in stays and all_weights[before] and labels[place] == IGNORE_INDEX:
-                labels[place], row_weights[place] = eos_token_id, all_weights[before]
-        in_answers = {token for _, answer in numbered for token in answer}
-        last = row_weights[-1] if kept and kept[-1] in in_answers else 0.0
+            weight = end_weights[before[token]] if before.get(token) in stays else 0.0
+            if weight and labels[place] == IGNORE_INDEX:
+                labels[place], row_weights[place] = eos_token_id, weight
+        ends_in_answer = bool(kept) and row.labels[-1] == closing
+        last = end_weights.get(kept[-1], row_weights[-1]) if ends_in_answer else 0.0
         row_ids.append(eos_token_id)
         labels.append(eos_token_id if last else IGNORE_INDEX)
         row_weights.append(last)

@@ -99,6 +99,9 @@ def test_efficient_eos_with_masked_history_learns_nothing_earlier():
 
 def test_the_end_of_an_empty_answer_is_learned():
     assert label_turns([([1, 2], [])], cutoff_len=100, eos_token_id=EOS) == Encoded([1, 2, EOS], [X, X, EOS])
+    short, marks = [([1, 2, 3, 8, 9], [])], {"eos_token_id": EOS, "num_marks": lambda prompt: 2}
+    assert label_turns(short, cutoff_len=4, **marks).labels == [X, X, X, EOS]
+    assert label_turns(short, cutoff_len=2, **marks).labels == [X, X]  # without the marks nothing has been asked
 
 
 def test_the_end_is_learned_after_a_whole_answer_whatever_is_cut_of_the_history():

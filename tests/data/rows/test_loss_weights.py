@@ -123,14 +123,28 @@ def test_messages_go_before_the_keys_of_the_run(tokenizer):
 
 
 @pytest.mark.parametrize("config", [SftConfig(), SftConfig(mask_history=True), SftConfig(train_on_prompt=True)])
-@pytest.mark.parametrize("template", ["chatml", "glm4", "llama2"])
-def test_weights_of_one_change_nothing(tokenizer, config, template):
+@pytest.mark.parametrize("template", ["chatml", "glm4", "llama2", "breeze"])
+@pytest.mark.parametrize("answers", [("cd", "gh"), ("", "gh"), ("cd", ""), ("", "")])
+def test_weights_of_one_change_nothing(tokenizer, config, template, answers):
     """What the keys say anyway, said by the messages: the same rows, the same account of what was cut."""
-    plain = talk_of(None, None, None, None)
-    spoken = talk_of(None, 0.0 if config.mask_history else 1.0, None, 1.0)
+    texts = ("ab", answers[0], "ef", answers[1])
+    plain = talk_of(None, None, None, None, texts=texts)
+    spoken = talk_of(None, 0.0 if config.mask_history else 1.0, None, 1.0, texts=texts)
     for cutoff_len in (None, *range(2, 110)):
         encoding = Encoding(Encoder(tokenizer), get_template(template), cutoff_len)
         assert rows_of(spoken, encoding, config) == rows_of(plain, encoding, config)
+
+
+def test_the_end_of_an_empty_answer_has_the_weight_of_the_answer(tokenizer):
+    """It has no other token where the format ends the conversation and not the answer."""
+    encoding = Encoding(Encoder(tokenizer), get_template("breeze"), 500)
+    (row,) = rows_of(talk_of(None, 0.25, None, 0.5, texts=("ab", "", "ef", "")), encoding)
+    ends = [(label, w) for label, w in zip(row.labels, row.weights, strict=True) if label != IGNORE_INDEX]
+    assert ends == [(tokenizer.eos_token_id, 0.25), (tokenizer.eos_token_id, 0.5)]
+    (row,) = rows_of(talk_of(None, 0.0, None, 0.0, texts=("ab", "", "ef", "")), encoding)
+    assert not row.num_labels
+    (row,) = rows_of(talk_of(None, (), 0.5, (), texts=("ab", "", "ef", "")), encoding)
+    assert [w for w in row.weights if w] == [1.0, 0.5, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("template", template_names())
