@@ -61,7 +61,7 @@ class Pixels:
     token_types: str | None = None
     """The argument of the model that tells tokens of text and of media apart."""
     positions: "Callable[[Mapping[str, Any]], Tensor] | None" = None
-    """`luthier.model.positions.RopeIndex`, if the positions of the model have several axes."""
+    """`luthier.model.media.positions.RopeIndex`, if the positions of the model have several axes."""
     dtype: "torch.dtype | None" = None
     """Of the weights, for pixels that the processor gives in 16 bits (that of Llama 4 does)."""
     stands_in: bool = False
@@ -70,7 +70,7 @@ class Pixels:
     tokens: Mapping[str, int] = field(default_factory=dict)
     """Kind -> the token that the model replaces by a vector. In Llama 4 it is not that of the processor."""
     shares: bool = False
-    """Whether the model computes the media of equal samples of a batch once (`luthier.model.towers`)."""
+    """Whether the model computes the media of equal samples of a batch once (`luthier.model.media.towers`)."""
     stored: StoredFeatures | None = None
     """Features of media that are read in place of files."""
 

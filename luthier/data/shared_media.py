@@ -6,7 +6,8 @@
     rejected  [image b] ...     sample 1
 
 The batch has the inputs of the distinct samples, and `Sharing` says which of them each sequence shows. The model
-computes their features once and gives them to all sequences (`luthier.model.towers`). So gradients come from all.
+computes their features once and gives them to all sequences (`luthier.model.media.towers`). So gradients come
+from all.
 """
 
 from collections.abc import Mapping

@@ -244,8 +244,8 @@ def _with_features(model: "PreTrainedModel", options: Mapping[str, Any]) -> dict
     """Media that several prompts share as features, which are computed once for all steps of `generate`."""
     import torch
 
+    from luthier.model.media.towers import FEATURES, SHARED, features_of
     from luthier.model.modules import unwrap
-    from luthier.model.towers import FEATURES, SHARED, features_of
 
     found = dict(options)
     shared = found.pop(SHARED, None)

@@ -24,8 +24,8 @@ from luthier.model.classes import is_routed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER
 from luthier.model.heads.score_head import VALUE_HEAD_FILE
 from luthier.model.loading.loaded import as_it_came
+from luthier.model.media.processor import AS_IT_IS, FittedProcessor, copy_processor
 from luthier.model.modules import unwrap
-from luthier.model.processor import AS_IT_IS, FittedProcessor, copy_processor
 
 if TYPE_CHECKING:
     from peft import PeftModel

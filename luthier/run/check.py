@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from luthier.config.load import read_source
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ConfigError, InvalidInput, Problem
+from luthier.workflow.launch.processes import num_processes_asked, require_allowed
 from luthier.workflow.preflight import load_checked
-from luthier.workflow.processes import num_processes_asked, require_allowed
 
 KINDS = {"train": "train", "chat": "infer", "export": "export", "eval": "eval"}
 """Value of `--for` -> kind of run file."""

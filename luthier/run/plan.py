@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
 
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
+    from luthier.workflow.launch.processes import require_allowed
     from luthier.workflow.preflight import load_checked, tell_warnings
-    from luthier.workflow.processes import require_allowed
 
     written = read_source(asked.words)
     run = load_checked("train", written, begins=False, writes=False)
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
 def num_processes_of(run: "TrainRun") -> int:
     """That `train` would start: as many as the environment or the run asks for, else one for each accelerator."""
     from luthier.core.machine import num_accelerators
-    from luthier.workflow.processes import num_processes_asked
+    from luthier.workflow.launch.processes import num_processes_asked
 
     sharing = max(run.parallel.sp_size, run.parallel.tp_size)
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.training.peers import watched
-    from luthier.workflow.launch import end_with_launcher, launch_if_needed
+    from luthier.workflow.launch.torchrun import end_with_launcher, launch_if_needed
     from luthier.workflow.preflight import load_checked
     from luthier.workflow.training import train
 
@@ -24,7 +24,7 @@ def _train(argv: list[str]) -> int:
     run = load_checked("train", read_source(argv), begins=True)
     assert isinstance(run, TrainRun)
     if is_on(os.environ, "USE_RAY"):
-        from luthier.workflow.ray_train import train_with_ray
+        from luthier.workflow.launch.ray import train_with_ray
 
         done = train_with_ray(run)
         print(done.printed, end="")

@@ -26,7 +26,7 @@ from luthier.model.compat.loaded_adapters import keeping_formats
 from luthier.model.compat.split_checkpoints import saving_split_layers
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
-from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.media.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
 from luthier.training import arguments, checkpoints, split_state
 from luthier.training.averaged import averaged, leave_averaged

@@ -25,8 +25,8 @@ from luthier.data.rows.columns import IMAGES
 from luthier.data.rows.table import Table
 from luthier.data.shared_media import positions_of
 from luthier.data.stored_features import FeatureWriter, Form, StoredFeatures
+from luthier.model.media.towers import encoder_digest, encoders_learn, features_by_sample
 from luthier.model.modules import unwrap
-from luthier.model.towers import encoder_digest, encoders_learn, features_by_sample
 from luthier.training.arguments import autocast_of
 from luthier.training.distributed import to_device
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from luthier.data.cache.store import Cache
 
 FEATURES_CODE = (
-    *("data/pixels.py", "data/shared_media.py", "data/stored_features.py", "model/towers.py"),
+    *("data/pixels.py", "data/shared_media.py", "data/stored_features.py", "model/media/towers.py"),
     "training/media_features.py",
 )
 """The code that computes features, as a part of their cache key."""

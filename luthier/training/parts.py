@@ -16,7 +16,7 @@ from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table, extended
 from luthier.data.sequence_slices import concatenate_slice
 from luthier.model.heads.output_head import OutputHead, inspect_head
-from luthier.model.processor import AS_IT_IS, FittedProcessor
+from luthier.model.media.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.stages import Stage
 from luthier.training.distributed import Collate

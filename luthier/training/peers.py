@@ -6,7 +6,7 @@ it is alive, and listens to the process of the next rank. If that one is silent 
 each with the place where it was.
 
 Where the main thread is at the moment stands in `PLACE_FILE` in the log folder of the process, which torchrun makes.
-The launcher names it if the run fails (`luthier.workflow.launch`).
+The launcher names it if the run fails (`luthier.workflow.launch.torchrun`).
 """
 
 import json

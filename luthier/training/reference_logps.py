@@ -51,7 +51,7 @@ LOGPS_CODE = (
     "data/shared_prefixes.py",
     "data/pixels.py",
     "data/shared_media.py",
-    "model/towers.py",
+    "model/media/towers.py",
     "training/reference_logps.py",
 )
 """The code that computes them, as a part of their cache key."""

@@ -58,7 +58,7 @@ def open_engine(run: "InferRun", text: "TextSide") -> "Generating":
 def load_seeing(run: "InferRun") -> "TextSide":
     """The text side with the processor of media, if the model takes some. Without one, text is read as ever."""
     from luthier.model.files.sources import model_source
-    from luthier.model.processor import reads_text_only
+    from luthier.model.media.processor import reads_text_only
     from luthier.workflow.text import load_text_side
 
     source = model_source(run.model)

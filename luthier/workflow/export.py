@@ -16,7 +16,7 @@ from luthier.model.adapters._series import MERGED, as_json
 from luthier.model.files.hubs import fetched
 from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.processor import fit_processor
+from luthier.model.media.processor import fit_processor
 from luthier.model.quantization._prequantized import GPTQ_LIBRARIES
 from luthier.model.save import copy_value_head, incomplete, num_bytes, write_model
 

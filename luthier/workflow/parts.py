@@ -12,7 +12,7 @@ from luthier.data.pixels import Pixels
 from luthier.data.prepare import cache_of
 from luthier.data.stream import StreamedRows
 from luthier.model.heads.value_head import add_value_head
-from luthier.model.processor import AS_IT_IS, FittedProcessor
+from luthier.model.media.processor import AS_IT_IS, FittedProcessor
 from luthier.model.sequence_parallel import spread_tokens
 from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits

@@ -12,10 +12,10 @@ from luthier.data.collate import TYPE_KEYS, Layout, concatenate_rows, model_inpu
 from luthier.data.media.kinds import Loaded, Shape, listens_to_videos, media_kind
 from luthier.data.pixels import Pixels, Sample
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.model.media.positions import rope_index_of
+from luthier.model.media.towers import sharing_fault
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import BOUNDS, find_parts, in_parts
-from luthier.model.positions import rope_index_of
-from luthier.model.towers import sharing_fault
 from luthier.training.distributed import to_device
 
 if TYPE_CHECKING:

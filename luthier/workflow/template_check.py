@@ -86,7 +86,7 @@ def check(
 
 def _media(source: ModelSource, run: "TrainRun | None") -> MediaProcessor | None:
     """The processor of a model that sees; None for one that reads text, or whose processor cannot be loaded here."""
-    from luthier.model.processor import load_processor, reads_text_only
+    from luthier.model.media.processor import load_processor, reads_text_only
 
     if reads_text_only(source):
         return None

@@ -150,7 +150,7 @@ def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> 
 
     Raises `ModelError` for a model that reads text only, or not these kinds, and `MissingExtra` without a library that
     the processor or the files need."""
-    from luthier.model.processor import load_processor, processor_class, reads_text_only
+    from luthier.model.media.processor import load_processor, processor_class, reads_text_only
 
     if reads_text_only(source):
         words = " and ".join(media_kind(name).plural for name in kinds) or "images"

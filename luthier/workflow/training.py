@@ -16,8 +16,8 @@ from luthier.data.cache.fingerprint import is_dated
 from luthier.model.compat.bitsandbytes_overrides import forgetting_overrides
 from luthier.model.features.liger import restoring_layers
 from luthier.model.loading.memory_check import enough_memory
-from luthier.model.processor import AS_IT_IS, fit_processor
-from luthier.workflow.bridge import train_with_megatron
+from luthier.model.media.processor import AS_IT_IS, fit_processor
+from luthier.workflow.megatron.bridge import train_with_megatron
 from luthier.workflow.outcome import carry_out
 from luthier.workflow.preflight import tell_warnings
 from luthier.workflow.rerun import Rerun

@@ -1,7 +1,7 @@
 """Compares rows spread over processes with whole ones, in each process.
 
-`torchrun --nproc-per-node 2 -m tests.model.spread_row FILE` writes FILE: model -> the largest differences of its logits
-and of its gradients, in parts of the largest of them.
+`torchrun --nproc-per-node 2 -m tests.model.spread_row FILE` writes FILE: model -> the largest differences of
+its logits and of its gradients, in parts of the largest of them.
 """
 
 import json

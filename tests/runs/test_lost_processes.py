@@ -59,7 +59,7 @@ def answers(port: int) -> bool:
 def process_of(launcher: "subprocess.Popen[bytes]", rank: int) -> psutil.Process:
     for child in psutil.Process(launcher.pid).children(recursive=True):
         with suppress(psutil.Error):  # some live for a moment only
-            if child.environ().get("RANK") == str(rank) and "luthier.workflow.child" in child.cmdline():
+            if child.environ().get("RANK") == str(rank) and "luthier.workflow.launch.child" in child.cmdline():
                 return child
     raise AssertionError(f"there is no process {rank}")
 

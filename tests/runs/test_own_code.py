@@ -15,7 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.manifest import verify_folder
 from luthier.model.files.hubs import hub_access
 from luthier.model.files.sources import ModelSource
-from luthier.model.processor import FittedProcessor, copy_processor, fit_processor
+from luthier.model.media.processor import FittedProcessor, copy_processor, fit_processor
 from luthier.run.template import main
 from luthier.workflow.training import train
 from tests.small_world import small_world

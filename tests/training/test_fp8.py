@@ -14,7 +14,7 @@ from luthier.core.errors import ConfigError, InvalidInput, MissingExtra
 from luthier.core.machine import detect
 from luthier.training import fp8
 from luthier.training.arguments import training_arguments
-from luthier.workflow.requirements import library_problems
+from luthier.workflow.preflight.requirements import library_problems
 from tests.small_world import losses, small_world
 
 RUN: dict[str, Any] = {"model_name_or_path": "x", "dataset": "x", "output_dir": "x", "fp8": True, "bf16": True}

@@ -15,7 +15,7 @@ from luthier.training.media_features import FeatureKeeper
 from luthier.training.parts import collator
 from luthier.workflow.seeing import samples_with_media
 from tests.data.test_pixels import Seeing, paired
-from tests.model.test_towers import UNABLE, counted, fault
+from tests.model.media.test_towers import UNABLE, counted, fault
 from tests.runs.test_images import STAGES, losses, world
 from tests.torchvision_models import FAMILIES
 

@@ -148,7 +148,7 @@ def test_a_server_that_does_not_answer_is_an_error_in_one_sentence(world, tmp_pa
 
 
 def test_without_vllm_the_run_does_not_begin(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("luthier.workflow.requirements.find_program", lambda name: None)
+    monkeypatch.setattr("luthier.workflow.preflight.requirements.find_program", lambda name: None)
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**world, **WAYS["lora"], "output_dir": str(tmp_path)}), encoding="utf-8")
     assert main(["train", str(path)]) == 2

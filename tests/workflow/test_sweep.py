@@ -14,7 +14,7 @@ from luthier.cli import main
 from luthier.core.errors import ConfigError, OutputError
 from luthier.core.manifest import CONSOLE, EXIT, verify_folder
 from luthier.workflow.sweep import sweep
-from luthier.workflow.sweep_runs import locked, state_of
+from luthier.workflow.sweep.one_run import locked, state_of
 from tests.holding import Hold
 from tests.small_world import small_world
 from tests.waiting import until

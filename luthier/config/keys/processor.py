@@ -1,6 +1,6 @@
 """Limits of images, videos and audio. The model's own processor keeps its value for each limit that is not given.
 
-They are set on the parts of the processor (`luthier.model.processor_limits`) and saved with the weights.
+They are set on the parts of the processor (`luthier.model.media.limits`) and saved with the weights.
 """
 
 from dataclasses import dataclass, fields

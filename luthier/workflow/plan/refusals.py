@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.table import broken_rules
+from luthier.workflow.launch.processes import in_one_of
 from luthier.workflow.plan.engine import Engine
-from luthier.workflow.processes import in_one_of
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun

@@ -135,7 +135,7 @@ def test_a_run_learns_on_it_and_its_adapter_comes_back_from_there(hub, tmp_path,
 def test_the_processor_is_copied_from_what_was_fetched(hub, tmp_path, monkeypatch):
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from luthier.model.processor import copy_processor
+    from luthier.model.media.processor import copy_processor
 
     folder = hub.root / "org" / "sees"
     AutoModelForImageTextToText.from_config(
@@ -188,7 +188,7 @@ def test_a_host_that_has_no_address_is_not_tried(hub, monkeypatch, said):
 @pytest.mark.parametrize("hub_of", HUBS, ids=lambda hub: hub.module)
 def test_a_missing_library_is_told_before_anything_is_loaded(hub_of, monkeypatch):
     monkeypatch.setenv(hub_of.variable, "1")
-    monkeypatch.setattr("luthier.workflow.requirements.is_installed", lambda module: False)
+    monkeypatch.setattr("luthier.workflow.preflight.requirements.is_installed", lambda module: False)
     monkeypatch.setattr("luthier.core.versions.is_installed", lambda module: False)
     keys = {"model_name_or_path": "org/tiny", "adapter_name_or_path": "org/a,org/b"}
     with pytest.raises(ConfigError) as caught:

@@ -16,7 +16,8 @@ from luthier.model.backends import load_for_inference
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.quantization._gptq import group_size_for
-from luthier.workflow import export, requirements
+from luthier.workflow import export
+from luthier.workflow.preflight import requirements
 from tests.model.adapters.test_lora import build
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama

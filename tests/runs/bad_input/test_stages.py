@@ -167,7 +167,7 @@ def test_a_missing_function_is_reported_before_its_file_is_run(person, rewards):
     "line", ["from math import fsum as found", "found = max", "from math import *", "if True:\n    found = max"]
 )
 def test_a_name_that_a_file_has_in_another_way_is_believed(line, tmp_path):
-    from luthier.workflow.frozen_model_checks import _reason_against
+    from luthier.workflow.preflight.frozen_models import _reason_against
 
     (tmp_path / "f.py").write_text(line + "\n")
     assert _reason_against(str(tmp_path / "f.py"), "found") is None

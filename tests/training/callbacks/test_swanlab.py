@@ -11,7 +11,7 @@ from luthier.core.errors import ConfigError, MissingExtra, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.training.callbacks import callbacks_of
 from luthier.training.callbacks import swanlab as tracker
-from luthier.workflow.requirements import library_problems
+from luthier.workflow.preflight.requirements import library_problems
 from tests.small_world import losses, small_world
 
 RUN: dict[str, Any] = {"model_name_or_path": "x", "dataset": "x", "output_dir": "x", "use_swanlab": True}
@@ -19,7 +19,7 @@ KEY = "sk-very-secret"
 
 
 def test_the_library_is_a_problem_if_it_is_missing(monkeypatch):
-    monkeypatch.setattr("luthier.workflow.requirements.is_installed", lambda module: False)
+    monkeypatch.setattr("luthier.workflow.preflight.requirements.is_installed", lambda module: False)
     (problem,) = [problem for problem in library_problems(load_train(RUN)) if problem.key == "use_swanlab"]
     assert str(problem).endswith("needs the library swanlab, which is not installed -> pip install 'swanlab>=0.10'")
     monkeypatch.setattr(tracker, "is_installed", lambda module: False)
