@@ -146,8 +146,8 @@ def label_turns(
 
     `train_on_prompt`: prompts are targets too; `mask_history`: only the last answer is. `eos_token_id` is given for
     formats without an eos in their slots: it ends the row, and it is the target at the first prompt token after each
-    answer, which teaches to stop there; after a prompt whose answer is cut off completely it is no target. `cutoff_len`
-    None is no limit. `num_marks`: of the prompts.
+    answer, which teaches to stop there; after an answer that is cut it is no target. `cutoff_len` None is no limit.
+    `num_marks`: of the prompts.
     """
     closing = [] if eos_token_id is None else [eos_token_id]
     total = sum(len(source) + len(target) for source, target in turns)
@@ -169,7 +169,7 @@ def label_turns(
         num_shortened += len(prompt) < len(source) and bool(answer)
         cut = cut or (learned and len(answer) < len(target))
         if learned:
-            ends_in_answer = bool(answer) or (not target and len(prompt) >= num_marks(source))
+            ends_in_answer = len(answer) == len(target) and (bool(answer) or len(prompt) >= num_marks(source))
         labels = list(prompt) if train_on_prompt else [IGNORE_INDEX] * len(prompt)
         if closing and order and not mask_history and not train_on_prompt and labels:
             labels[0] = closing[0]

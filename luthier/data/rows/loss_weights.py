@@ -287,7 +287,7 @@ def _within_budget(
             if weight and labels[place] == IGNORE_INDEX:
                 labels[place], row_weights[place] = eos_token_id, weight
         ends_in_answer = bool(kept) and row.labels[-1] == closing
-        last = end_weights.get(kept[-1], row_weights[-1]) if ends_in_answer else 0.0
+        last = end_weights.get(kept[-1], 0.0) if ends_in_answer else 0.0
         row_ids.append(eos_token_id)
         labels.append(eos_token_id if last else IGNORE_INDEX)
         row_weights.append(last)

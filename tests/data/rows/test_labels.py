@@ -128,6 +128,8 @@ def test_masked_history_keeps_the_last_turn():
 def test_an_answer_that_is_cut_has_lost_its_end():
     row = label_turns([([1] * 4, [2] * 4)], cutoff_len=4)
     assert row == Encoded([1, 1, 2, 2], [X, X, 2, 2], 4, 2, True, shortened_prompts=1)
+    row = label_turns([([1] * 4, [2] * 4)], cutoff_len=5, eos_token_id=EOS)
+    assert (row.input_ids, row.labels) == ([1, 1, 2, 2, EOS], [X, X, 2, 2, X])
 
 
 def test_no_limit():
