@@ -6,6 +6,7 @@ never removed, whichever process uses it. On systems without such locks nothing 
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from luthier.core.drafts import draft_name
@@ -55,13 +56,12 @@ def use(entry: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.utime(entry / SIZES_FILE)
-        is_same = _is_list_of(entry, descriptor)
-    except FileNotFoundError:
-        is_same = False
-    except OSError:  # a disk without locks, or a read-only one
+    except OSError:  # a disk without locks
         os.close(descriptor)
         return entry.is_dir()
+    with suppress(OSError):  # it is gone, belongs to another user, or is on a read-only disk
+        os.utime(entry / SIZES_FILE)
+    is_same = _is_list_of(entry, descriptor)
     if is_same:
         _in_use[entry] = descriptor
     else:

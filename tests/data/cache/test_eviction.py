@@ -41,6 +41,21 @@ def test_what_some_process_uses_is_never_removed(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"own", "last"}
 
 
+def test_an_entry_of_another_user_is_protected_too(tmp_path, monkeypatch):
+    """Its time of use is not this user's to change."""
+    in_another_process(tmp_path, "theirs", 8000)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("luthier.data.cache.eviction.os.utime", refuse)
+    theirs = Cache(tmp_path).entry("theirs", entry_of(8000))
+    monkeypatch.undo()
+    monkeypatch.setenv("LUTHIER_CACHE_GB", "0")
+    in_another_process(tmp_path, "other", 10)
+    assert (theirs / "rows.arrow").is_file()
+
+
 def test_an_entry_that_this_process_made_twice_is_still_protected(tmp_path, monkeypatch):
     for _ in range(2):  # two runs with overwrite_cache: true
         own = Cache(tmp_path, overwrites=True).entry("twice", entry_of(8000))

@@ -60,7 +60,8 @@ def _cells(array: "pa.Array | pa.ChunkedArray", field: "pa.Field", *, as_json: b
     convert = _converter(field.type) if as_json and holds_others else None
     try:
         values = array.to_pylist()
-    except (pa.ArrowException, ValueError, ArithmeticError):  # one value that Python has no type for spoils them all
+    # One value that Python has no type for spoils them all. A time zone that it does not know is a LookupError.
+    except (pa.ArrowException, ValueError, ArithmeticError, LookupError):
         return [_cell(scalar, field, convert) for scalar in array]
     return values if convert is None else [_converted(value, field.name, convert) for value in values]
 
@@ -70,7 +71,7 @@ def _cell(scalar: "pa.Scalar", field: "pa.Field", convert: Convert | None) -> Ce
 
     try:
         value = scalar.as_py()
-    except (pa.ArrowException, ValueError, ArithmeticError) as error:
+    except (pa.ArrowException, ValueError, ArithmeticError, LookupError) as error:
         why = str(error).strip().partition("\n")[0]
         return RowError(f"column {field.name!r} holds a value that cannot be read ({why})", why)
     return value if convert is None else _converted(value, field.name, convert)

@@ -189,6 +189,12 @@ class TestEveryType:
         assert str(refusal).startswith("column 'c' holds a value that cannot be read ('utf-8' codec")
         assert isinstance(read(pa.StructArray.from_arrays([text], ["x"]))[1], RowError)
 
+    def test_a_time_zone_that_python_does_not_know_spoils_its_rows(self):
+        times = pa.array([[0], [], None], pa.list_(pa.timestamp("s", "Moon/Tycho")))
+        refusal, *rest = rows_of(pa.table({"c": times}))
+        assert str(refusal).startswith("column 'c' holds a value that cannot be read")
+        assert rest == [{"c": []}, {"c": None}]
+
     @pytest.mark.parametrize(
         ("kind", "items", "reason"),
         [
