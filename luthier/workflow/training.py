@@ -1,13 +1,15 @@
 """A training run from its keys to its output folder, the same for every stage."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.bridge import under_megatron
 from luthier.config.runs import TrainRun
+from luthier.core.claims import claiming
 from luthier.core.errors import InvalidInput
 from luthier.core.importing import without_collection
 from luthier.core.kinds import STAGES
@@ -51,6 +53,24 @@ def train(run: TrainRun) -> "RunResult":
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
     tell_warnings(run)
+    with claimed(Path(run.training["output_dir"])):
+        return _train_alone(run)
+
+
+@contextmanager
+def claimed(output_dir: Path) -> Iterator[None]:
+    """Makes `output_dir` and keeps other runs out of it. Raises `OutputError` if one is there. The first process of a
+    run does so for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with suppress(OSError):  # told by `starting_point`
+        output_dir.mkdir(parents=True, exist_ok=True)
+    with claiming("output_dir", output_dir):
+        yield
+
+
+def _train_alone(run: TrainRun) -> "RunResult":
     output_dir = Path(run.training["output_dir"])
     with without_collection():
         from luthier.core.machine import detect

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import yaml
 import luthier
 from luthier.cli import main
 from luthier.config.load import load_infer, load_train
+from luthier.core.errors import OutputError
 from luthier.model.backends import load_for_inference
+from luthier.training.trainer import StageTrainer
+from luthier.workflow.training import claimed
 from tests.small_world import losses, small_world
 
 TEXT_SIDE = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -263,3 +267,33 @@ def test_a_new_run_leaves_nothing_of_the_one_it_replaces(world, tmp_path):
         names = {p.name for p in (tmp_path / "out").iterdir()}
         assert names == WEIGHTS["lora"] | TEXT_SIDE | reports | saves
         assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_a_second_run_in_the_folder_is_refused_and_costs_the_first_nothing(world, tmp_path, monkeypatch):
+    """It may not even look for its checkpoint: that may be superseded when the first has ended."""
+    values = {**world, "output_dir": str(tmp_path / "out"), "do_eval": False, "eval_strategy": "no", "plot_loss": False}
+    step, refused = StageTrainer.training_step, []
+
+    def changes() -> dict[Path, int]:
+        paths = (path for path in (tmp_path / "out").rglob("*") if "heartbeat" not in path.name)
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    def disturbed(trainer: StageTrainer, *arguments: Any, **more: Any) -> torch.Tensor:
+        if trainer.state.global_step == 4:
+            before = changes()
+            with ThreadPoolExecutor(1) as thread:
+                refused.append(thread.submit(luthier.train, {**values, "overwrite_output_dir": True}).exception())
+            assert changes() == before
+        return step(trainer, *arguments, **more)
+
+    monkeypatch.setattr(StageTrainer, "training_step", disturbed)
+    result = luthier.train(values)
+    assert isinstance(refused[0], OutputError) and "another run is going on in this folder" in str(refused[0])
+    assert len(losses(result)) == 6 and main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_only_the_first_process_of_a_run_claims_its_folder(tmp_path, monkeypatch):
+    with claimed(tmp_path / "out"):
+        monkeypatch.setenv("RANK", "1")
+        with claimed(tmp_path / "out"):
+            pass
