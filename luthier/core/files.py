@@ -47,12 +47,17 @@ _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 
 
 @contextmanager
-def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Iterable[str] = ()) -> Iterator[Path]:
+def save_folder_atomically(
+    folder: Path, *, needed_bytes: int = 0, replaces: Iterable[str] = (), outdates: Iterable[str] = ()
+) -> Iterator[Path]:
     """Yields an empty folder to write into; when the block succeeds, its files are moved to `folder`.
 
     An existing `folder` keeps its other files, except those that match a pattern in `replaces` (e.g. `*.safetensors`),
-    which belong to the old result. Raises `OutputError` if the folder cannot be created, and `RunFailed` if fewer than
-    `needed_bytes` are free or if writing fails; then `folder` is unchanged.
+    which belong to the old result. Those that match one in `outdates` describe it, and go before the first new file
+    comes: after a kill, nothing there says that the new files are the old result.
+
+    Raises `OutputError` if the folder cannot be created, and `RunFailed` if fewer than `needed_bytes` are free or if
+    writing fails; then `folder` is unchanged.
     """
     temporary = _draft_of(folder)
     try:
@@ -63,7 +68,7 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
             with DiskFaults():
                 yield temporary
             sync(temporary)
-            _move(temporary, folder, replaces)
+            _move(temporary, folder, replaces, outdates)
         except OSError as fault:
             needs = f", it needs {size(needed_bytes)}" if needed_bytes else ""
             raise _failed(folder, f"{fault.strerror or fault}{needs}") from fault
@@ -193,11 +198,15 @@ def sync_names(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _move(temporary: Path, folder: Path, replaces: Iterable[str]) -> None:
+def _move(temporary: Path, folder: Path, replaces: Iterable[str], outdates: Iterable[str]) -> None:
     if not folder.exists():
         temporary.replace(folder)
         sync_names(folder.absolute().parent)
         return
+    for pattern in outdates:
+        for path in folder.glob(pattern):
+            path.unlink()
+    sync_names(folder)
     written = sorted(temporary.iterdir())
     for path in written:
         target = folder / path.name

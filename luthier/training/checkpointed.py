@@ -365,8 +365,8 @@ class CheckpointedTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: transformers calls this for a draft. `callbacks.upload` uploads what is whole."""
 
-    def save_final(self) -> None:
-        """Save the weights of the finished run to `output_dir`, replacing earlier ones.
+    def save_final(self, outdates: tuple[str, ...] = ()) -> None:
+        """Save the weights of the finished run to `output_dir`, replacing earlier ones, and what matches `outdates`.
 
         Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
         """
@@ -375,7 +375,7 @@ class CheckpointedTrainer(Trainer):
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
         with checkpoints.saving(output_dir), gathering_whole(self.accelerator):
             if self.args.should_save:
-                with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
+                with save_folder_atomically(output_dir, replaces=MODEL_FILES, outdates=outdates) as folder:
                     self.save_model(str(folder), _internal_call=True)
                 self._remove_superseded(output_dir)
                 self._remove_surplus(output_dir, Path(best) if best else None)
@@ -394,7 +394,7 @@ class CheckpointedTrainer(Trainer):
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""
-        for folder in self.superseded:
-            if folder != saved:
-                checkpoints.remove(folder)
+        for path in self.superseded:
+            if path != saved:
+                (checkpoints.remove if path.is_dir() else remove)(path)
         self.superseded = []

@@ -72,7 +72,7 @@ class TrainingParts:
     task_metrics: TaskMetrics | None = None
     """Called after every evaluation, if there are `eval_tasks`."""
     superseded: Sequence[Path] = ()
-    """Checkpoints of an earlier run, removed once this run has saved something."""
+    """Checkpoints and descriptions of an earlier run, removed once this run has saved something."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """What follows a step that is not finite, and a signal."""
     groups: SequenceGroups | None = None

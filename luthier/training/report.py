@@ -32,14 +32,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 RESULTS = ("*_results.json", "generated_predictions.jsonl", EVAL_LEDGER_FILE)
-PLOTS = "training_*.png"
-
-
-def forget_results(output_dir: Path) -> None:
-    """Removes the metrics and plots of an earlier run, which belong to other weights."""
-    for pattern in (*RESULTS, PLOTS):
-        for path in output_dir.glob(pattern):
-            path.unlink()
+RESULTS_OF_TRAINING = (*RESULTS, "training_*.png")
+"""Metrics and plots, which belong to the weights beside them."""
 
 
 WRITTEN_BY_EVALUATION = (*RESULTS, "trainer_log.jsonl")
@@ -56,14 +50,27 @@ def record_evaluation(output_dir: Path) -> None:
         warn(f"{fault}; it stays as it is")
 
 
+def descriptions_in(output_dir: Path) -> list[Path]:
+    """What says that the weights there are those of a finished run, and how good they are. The manifest is first."""
+    found = (path for pattern in RESULTS_OF_TRAINING for path in output_dir.glob(pattern))
+    return [output_dir / MANIFEST_NAME, *found]
+
+
+def described_step(output_dir: Path) -> int | None:
+    """The step at which the run ended that the manifest there describes; None if there is none."""
+    try:
+        read_manifest(output_dir)
+        step = json.loads((output_dir / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"]
+    except (OutputError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if type(step) is int else None
+
+
 def describes_step(output_dir: Path, step: int) -> bool:
     """Whether a finished run that ended at this step left its weights there and all that describes them."""
-    try:
-        files = read_manifest(output_dir)["files"]
-        state = json.loads((output_dir / TRAINER_STATE).read_text(encoding="utf-8"))
-        return state["global_step"] == step and all((output_dir / name).is_file() for name in files)
-    except (OutputError, OSError, ValueError, KeyError, TypeError):
-        return False
+    return described_step(output_dir) == step and all(
+        (output_dir / name).is_file() for name in read_manifest(output_dir)["files"]
+    )
 
 
 def nothing_trained(output_dir: Path, checkpoint: Path | None, data_fingerprint: str) -> str:

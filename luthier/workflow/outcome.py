@@ -49,7 +49,7 @@ def carry_out(
         with trainer.stop:
             training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
             if not was_interrupted and not was_finished:
-                save_result(run, trainer, forgets=bool(training))
+                save_result(run, trainer, is_trained=bool(training))
         if training:
             metrics["train"] = with_speed_per_device(run, trainer, training)
         if was_interrupted:
@@ -86,16 +86,17 @@ def with_speed_per_device(run: TrainRun, trainer: "StageTrainer", metrics: Mappi
     return {**metrics, "effective_tokens_per_sec": round(per_device, 2)}
 
 
-def save_result(run: TrainRun, trainer: "StageTrainer", *, forgets: bool) -> None:
-    """Save the trained weights. `forgets`: the metrics of an earlier run belong to other weights, and go."""
-    from luthier.training.report import forget_results
+def save_result(run: TrainRun, trainer: "StageTrainer", *, is_trained: bool) -> None:
+    """Save the trained weights. Metrics there that belong to other weights go: of a run that this one has continued
+    (`is_trained`), or whose continuation was killed before it could save the weights."""
+    from luthier.core.manifest import MANIFEST_NAME
+    from luthier.training.report import RESULTS_OF_TRAINING, described_step
 
     output_dir = Path(run.training["output_dir"])
-    trainer.save_final()
+    is_of_others = is_trained or described_step(output_dir) not in (None, trainer.state.global_step)
+    trainer.save_final(outdates=(MANIFEST_NAME, *(RESULTS_OF_TRAINING if is_of_others else ())))
     if trainer.is_world_process_zero():
         ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
-    if forgets and trainer.is_world_process_zero():
-        forget_results(output_dir)
 
 
 def describe(

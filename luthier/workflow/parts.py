@@ -61,8 +61,8 @@ def make_parts(
     """Everything that the trainer needs.
 
     `padding_reason`: why rows must be padded; None if `policy` does not attend across the samples of a row.
-    `superseded`: checkpoints of an earlier run, removed once this one has saved something. `task_metrics`: of
-    `eval_tasks`.
+    `superseded`: checkpoints and descriptions of an earlier run, removed once this one has saved something.
+    `task_metrics`: of `eval_tasks`.
     """
     separate = _separate_models(run, stage, policy, text)
     padding_reason = padding_reason or isolate_all(separate, trial_of(text))

@@ -99,7 +99,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from luthier.training.checkpoints import checkpoints_in, step_of
         from luthier.training.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
-        from luthier.training.report import describes_step
+        from luthier.training.report import describes_step, descriptions_in
         from luthier.training.row_order import NoteOrder, order_of
         from luthier.training.trained_on import compare_rows
         from luthier.training.trainer import StageTrainer
@@ -134,7 +134,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
             text,
             args,
             padding_reason=policy.padding_reason,
-            superseded=checkpoints_in(output_dir) if from_scratch else (),
+            superseded=(*descriptions_in(output_dir), *checkpoints_in(output_dir)) if from_scratch else (),
             processor=processor,
             task_metrics=tasks,
         )

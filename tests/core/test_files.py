@@ -3,11 +3,13 @@
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import pytest
 
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import save_folder_atomically, write_atomically
+from tests.killing import watching
 
 
 def listing(folder):
@@ -60,6 +62,25 @@ def test_files_of_an_earlier_save_do_not_stay_behind(tmp_path):
     with save_folder_atomically(target, replaces=["model*.safetensors"]) as folder:
         (folder / "model.safetensors").write_text("new")
     assert listing(target) == ["model.safetensors", "notes.txt"]
+
+
+def test_what_describes_the_old_files_never_stands_beside_new_ones(tmp_path):
+    """Killed before each change: either all is old, or no description is left."""
+    for kill_at in count():
+        target = tmp_path / str(kill_at)
+        target.mkdir()
+        old = dict.fromkeys(("a.safetensors", "b.safetensors", "manifest.json", "train_results.json"), "old")
+        for name, content in old.items():
+            (target / name).write_text(content)
+        patterns = {"replaces": ["*.safetensors"], "outdates": ["manifest.json", "*_results.json"]}
+        with watching(target, kill_at) as changes, save_folder_atomically(target, **patterns) as folder:
+            for name in ("a.safetensors", "b.safetensors"):
+                (folder / name).write_text("new")
+        found = {path.name: path.read_text() for path in target.iterdir() if path.is_file()}
+        assert "new" not in found.values() or ("manifest.json" not in found and "train_results.json" not in found)
+        if len(changes) < kill_at:
+            break
+    assert found == {"a.safetensors": "new", "b.safetensors": "new"}
 
 
 def test_a_place_where_no_folder_can_be_is_an_output_error(tmp_path):

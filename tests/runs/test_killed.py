@@ -309,3 +309,35 @@ def test_a_run_that_is_killed_again_and_again(world, tmp_path, kind, limit, num_
         reached = checkpoints.step_of(found)
     assert started(run_files["out"], num_processes).wait(300) == 0
     assert_same_end(out, tmp_path / "whole", is_streamed=kind == "streamed")
+
+
+def die(*arguments: Any, **more: Any) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        ({"max_steps": 2}, {}),  # a longer run on a finished folder
+        ({"learning_rate": 1e-3}, {"overwrite_output_dir": True, "resume_from_checkpoint": f"checkpoint-{STEPS}"}),
+        ({"learning_rate": 1e-3}, {}),
+    ],
+)
+def test_a_kill_before_the_final_weights_does_not_leave_them_to_an_earlier_run(
+    world, tmp_path, monkeypatch, before, again
+):
+    """Its manifest and metrics neither: the last checkpoint becomes the result, and nothing speaks of other weights."""
+    out = tmp_path / "out"
+    keys = {**keys_of(world, "sft"), "save_steps": STEPS, "output_dir": str(out)}
+    luthier.train({**keys, **before})
+    earlier = (out / "train_results.json").read_text()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(StageTrainer, "save_final", die)
+        luthier.train({**keys, "overwrite_output_dir": "learning_rate" in before})
+    if "resume_from_checkpoint" in again:
+        again = {**again, "resume_from_checkpoint": str(out / again["resume_from_checkpoint"])}
+    luthier.train({**keys, **again})
+    last = weights(out / f"checkpoint-{STEPS}")
+    assert all(torch.equal(last[name], found) for name, found in weights(out).items())
+    assert verify_folder(out) == []
+    assert not (out / "train_results.json").exists() or (out / "train_results.json").read_text() != earlier
