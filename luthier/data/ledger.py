@@ -109,6 +109,11 @@ class Ledger:
             if account.thoughts_left_out:
                 thoughts = "thought" if account.thoughts_left_out == 1 else "thoughts"
                 line += f"; {account.thoughts_left_out} {thoughts} left out, since enable_thinking is false"
+            if account.empty_thoughts:
+                line += (
+                    f"; answers without a thought that learn an empty one: {account.empty_thoughts}"
+                    " (enable_thinking: null has it in the prompt)"
+                )
             if account.split_into:
                 line += f"; overlong rows cut into {account.split_into}"
             lines.append(line)

@@ -392,6 +392,36 @@ def test_thoughts_that_the_user_does_not_want_are_counted(dataset, stage, templa
     assert any(line in said for said in data.ledger.summary())
 
 
+@pytest.mark.parametrize("stage", WITH_THOUGHTS)
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 1),
+        ({"enable_thinking": None}, 0),
+        ({"enable_thinking": False}, 0),
+        ({"template": "chatml"}, 0),
+    ],
+)
+def test_answers_that_learn_an_empty_thought_are_counted(dataset, stage, changes, share):
+    entry, row_of, _ = WITH_THOUGHTS[stage]
+    other = {**PLAIN, "content": "4"}
+    rows = [row_of({**Q, "content": "And?"}, other), row_of({**Q, "content": "So?"}, other)]
+    values = dataset(rows, entry=entry, stage=stage, template="qwen3", **TEACHER.get(stage, {}))
+    data = prepared({**values, **changes})
+    num_answers = 2 * (1 if stage == "kto" else 2)
+    assert data.ledger.accounts["rows"].empty_thoughts == num_answers * share
+    empty = learned_of(data).count("<think>\n\n</think>\n\n")
+    assert empty == num_answers * share
+    line = f"; answers without a thought that learn an empty one: {num_answers} (enable_thinking: null"
+    assert any(line in said for said in data.ledger.summary()) == bool(share)
+
+
+def test_of_answers_with_mask_history_only_the_last_learns_an_empty_thought(dataset):
+    values = dataset([{"messages": [Q, PLAIN, Q, PLAIN]}], entry=MESSAGES, template="qwen3", mask_history=True)
+    data = prepared(values)
+    assert data.ledger.accounts["rows"].empty_thoughts == learned_of(data).count("<think>") == 1
+
+
 def test_a_thought_of_an_earlier_answer_that_is_learned_by_its_own_wish(dataset):
     """`mask_history` writes earlier answers as a server does, without thoughts: the row that loses one is named."""
     rows = [{"messages": [Q, {**THOUGHT, "train": True}, Q, PLAIN]}, {"messages": [Q, THOUGHT, Q, PLAIN]}]

@@ -41,6 +41,8 @@ class DatasetAccount:
     """Rows that overlong ones were split into (`on_overlong: split`)."""
     thoughts_left_out: int = 0
     """Thoughts of answers that are not learned, since `enable_thinking` is false."""
+    empty_thoughts: int = 0
+    """Answers without a thought that learn to begin with an empty one, since `enable_thinking` is true."""
     images: int = 0
     """Images in the rows that are kept."""
     image_tokens: int = 0

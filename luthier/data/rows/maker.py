@@ -25,7 +25,7 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, with_blocks_apart
 from luthier.data.rows.loss_weights import carries_weights
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written, ahead, num_characters, text_of, turn_ids
+from luthier.data.rows.tokenize import Written, ahead, num_begun_empty, num_characters, text_of, turn_ids
 from luthier.data.types import Dialogue, Example, Preference, Prompt
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class RowMaker:
                 account.drop(item.drawn.row.place, error)
                 continue
             account.kept += 1
-            account.thoughts_left_out += self._num_thoughts_left_out(item)
+            self._count_thoughts(item, account)
             if item.seen is not None:
                 account.count_media(item.seen.items, list(chain.from_iterable(rows)), num_cut=len(item.seen.left))
             parts = list(chain.from_iterable(rows))
@@ -275,13 +275,18 @@ class RowMaker:
         account.shortened_prompts += sum(part.shortened_prompts for part in overlong)
         return kept
 
-    def _num_thoughts_left_out(self, item: Labeled) -> int:
-        if self.encoding.enable_thinking is not False or not (self.plan.reads_chat and self.plan.has_targets):
-            return 0
+    def _count_thoughts(self, item: Labeled, account: DatasetAccount) -> None:
+        if self.encoding.enable_thinking is None or not (self.plan.reads_chat and self.plan.has_targets):
+            return
         assert item.example is not None, "a row that is kept has been read"
         only_last = self.settings.mask_history or self.settings.own_answers
-        text = "".join(map(text_of, chain.from_iterable(item.written)))
-        return num_left_out(learned_answers(item.example, only_last), text, self.encoding.template.thinking_tags)
+        template, parts = self.encoding.template, list(chain.from_iterable(item.written))
+        if self.encoding.enable_thinking:
+            account.empty_thoughts += sum(num_begun_empty(part, template, only_last=only_last) for part in parts)
+            return
+        text = "".join(map(text_of, parts))
+        answers = learned_answers(item.example, only_last)
+        account.thoughts_left_out += num_left_out(answers, text, template.thinking_tags)
 
     def _encoded(self, item: Labeled, encoding: Encoding) -> list[Parts]:
         rows = encoded_rows(self.plan, item.example, item.written, item.turns, encoding, self.settings, item.seen)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from luthier.data.chat.continuation import without_empty_thought
 from luthier.data.chat.encoder import Encoder, TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
+from luthier.data.templates import Template
 
 Written = tuple[Turn, ...] | TextWithSpans
 """One row before it is tokenized."""
@@ -46,6 +48,17 @@ def text_of(written: Written) -> str:
     if isinstance(written, TextWithSpans):
         return written.text
     return "".join(piece for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
+
+
+def num_begun_empty(written: Written, template: Template, *, only_last: bool) -> int:
+    """How many answers begin with an empty thought that the chat format adds. `only_last`: of the last answer alone."""
+    if isinstance(written, TextWithSpans):
+        edges = written.edges
+        answers = [written.text[start:end] for start, end in zip(edges[1::2], edges[2::2], strict=False)]
+        begun = [without_empty_thought(answer) != answer for answer in answers]
+    else:
+        begun = [template.reasons and turn.answer[:1] == (template.empty_thought,) for turn in written]
+    return sum(begun[-1:] if only_last else begun)
 
 
 def ahead(batches: Iterable[Batch], work: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:

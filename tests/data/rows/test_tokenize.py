@@ -1,12 +1,13 @@
 """Many rows at once give, row by row, the ids that each gives by itself; every format, fast and not."""
 
+import itertools
 import threading
 
 import pytest
 
 from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.render import render
-from luthier.data.rows.tokenize import NUM_BATCHES_AHEAD, ahead, turn_ids
+from luthier.data.rows.tokenize import NUM_BATCHES_AHEAD, ahead, num_begun_empty, turn_ids
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message
 from luthier.model.files.sources import ModelSource
@@ -84,3 +85,16 @@ def test_ahead_keeps_the_order_and_works_in_a_thread_of_its_own():
 def test_ahead_passes_on_what_goes_wrong():
     with pytest.raises(ZeroDivisionError):
         list(ahead([1, 0, 2], lambda n: 1 / n))
+
+
+@pytest.mark.parametrize("gap", ["", " and more"])
+def test_empty_thoughts_in_a_text_of_the_models_own_chat_template(gap):
+    """A prompt that ends in an empty thought teaches none."""
+    empty, parts = "<think>\n\n</think>\n\n", ["Q", "A", "Q", "A"]
+    for prompts, answers in itertools.product(itertools.product([False, True], repeat=2), repeat=2):
+        texts = [parts[0] + empty * prompts[0], empty * answers[0] + parts[1]]
+        texts += [parts[2] + empty * prompts[1], empty * answers[1] + parts[3]]
+        borders = tuple(itertools.accumulate(map(len, texts)))
+        row = TextWithSpans("".join(texts) + gap, borders)
+        assert num_begun_empty(row, get_template("empty"), only_last=False) == sum(answers)
+        assert num_begun_empty(row, get_template("empty"), only_last=True) == answers[1]
