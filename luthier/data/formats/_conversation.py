@@ -52,7 +52,11 @@ _TAG_OF = {
     "gpt": "assistant_tag",
     "tool": "observation_tag",
     "observation": "observation_tag",
+    "tool_response": "observation_tag",
+    "tool_result": "observation_tag",
+    "ipython": "observation_tag",
     "function_call": "function_tag",
+    "tool_call": "function_tag",
     "system": "system_tag",
     "developer": "system_tag",
 }

@@ -64,6 +64,9 @@ class Catalog:
     def unknown(self, name: str) -> tuple[str, str]:
         """(reason, remedy) for a name without a description."""
         remedy = did_you_mean(name, self.names, repr) or f"one of {_listed(self.names, MOST_OFFERED)}"
+        if os.path.isfile(name):
+            entry = json.dumps({"file_name": os.path.abspath(name)}, ensure_ascii=False)
+            remedy = f'add "my_data": {entry} to it, and name my_data here'
         mark = next((mark for mark in OTHER_COMMAS if mark in name), None)
         if mark is not None:
             remedy = f"write a comma (,) between two names, not {mark!r}"

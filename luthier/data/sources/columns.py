@@ -4,6 +4,7 @@ It reports a described column that is missing; a column of the data with a known
 `columns` cleared the default that reads it); a role that `tags` cleared.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
@@ -22,8 +23,15 @@ _WINDOW_BYTES = 1 << 20
 _MEANT_BY_NAME = {
     **{f.name: f.name for f in fields(Columns)},
     **{f.default: f.name for f in fields(Columns) if isinstance(f.default, str)},
+    **{column.removesuffix("s"): column for column in MEDIA_COLUMNS},
+    "functions": "tools",
 }
 """Column name in the data -> the key of `columns` that reads it."""
+_PROMPTS, _ANSWERS = (
+    ("instruction", "prompt", "question", "query", "text"),
+    ("output", "response", "completion", "answer"),
+)
+"""Names of columns in data of other tools."""
 _ROLES_BY_NAME = {
     **{f.default: f.name for f in fields(Tags) if isinstance(f.default, str)},
     "user": "user_tag",
@@ -59,9 +67,10 @@ def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Pr
         return [], [_problem(spec, (), f"none of the first {len(rows)} rows can be used: {_first_reason(rows)}")]
     errors: list[Problem] = []
     warnings: list[Problem] = []
+    other = _other_description(spec, found, usable)
     for key, column, reason in _absent(spec, found):
         certain = names is not None or not any(_mentions(file, column) for file in files)
-        remedy = _separated(found) or did_you_mean(column, found, repr) or f"the data have {', '.join(found)}"
+        remedy = _separated(found) or other or did_you_mean(column, found, repr) or f"the data have {', '.join(found)}"
         fault = _problem(spec, ("columns", key), reason, remedy, value=column)
         (errors if certain else warnings).append(fault)
     warnings += _unread(spec, found)
@@ -127,6 +136,22 @@ def _separated(found: Sequence[str]) -> str:
     """What to do if the only column is a header line with another separator than a comma."""
     marks = [name for mark, name in _SEPARATORS.items() if len(found) == 1 and mark in found[0]]
     return f"the file separates its columns by {marks[0]}: save it with commas" if marks else ""
+
+
+def _other_description(spec: DatasetSpec, found: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to write for data with the columns of another format, or with those of other tools."""
+    if spec.columns_given:
+        return ""
+    for column, key, formatting in (("messages", "role", "openai"), ("conversations", "from", "sharegpt")):
+        first = next((row[column] for row in rows if row.get(column)), None)
+        has_key = isinstance(first, list) and isinstance(first[0], Mapping) and key in first[0]
+        if has_key and formatting != spec.formatting:
+            return f'set "formatting": "{formatting}"'
+    prompt, answer = (next((name for name in names if name in found), None) for names in (_PROMPTS, _ANSWERS))
+    if spec.formatting != "alpaca" or spec.ranking or prompt is None or (answer is None and prompt != "text"):
+        return ""
+    columns = {"prompt": prompt} | ({"response": answer} if answer else {})
+    return f'add "columns": {json.dumps(columns)}'
 
 
 def _other_names(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> str:

@@ -296,6 +296,8 @@ class TestRoles:
             (said(("user", "q"), ("assistant", "a")), SHAREGPT, "name it in `tags` (`user_tag`)"),
             (said(("human", "q"), ("assistant", "a")), SHAREGPT, "name it in `tags` (`assistant_tag`)"),
             (chat({"role": "usr", "content": "q"}, A), OPENAI, "did you mean 'user'?"),
+            (chat(U, {"role": "tool_call", "content": "{}"}), OPENAI, "name it in `tags` (`function_tag`)"),
+            (chat(U, A, {"role": "tool_response", "content": "1"}, A), OPENAI, "name it in `tags` (`observation_tag`)"),
             (chat({"role": "narrator", "content": "q"}, A), OPENAI, "name it in `tags`"),
             (chat(U, A, A), OPENAI, "join it with the message before"),
             (chat(U, A, {"role": "developer", "content": "s"}, A), OPENAI, "put one system message at the beginning"),

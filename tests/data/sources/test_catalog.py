@@ -352,6 +352,14 @@ class TestWhereTheCatalogIs:
         ]
         assert errors_of(dataset_dir, "identity", eval_dataset=("x",))[0].startswith("eval_dataset: 'x'")
 
+    def test_a_file_in_the_place_of_a_name(self, folder, tmp_path, monkeypatch):
+        """The path is absolute; `errors_of` leaves the folder out."""
+        dataset_dir = folder({"identity": {"file_name": "d.json"}}, d=ALPACA_ROWS)
+        monkeypatch.chdir(tmp_path)
+        for name in ("d.json", str(tmp_path / "d.json")):
+            (error,) = errors_of(dataset_dir, name)
+            assert error.endswith('-> add "my_data": {"file_name": "d.json"} to it, and name my_data here')
+
     @pytest.mark.parametrize("mark", OTHER_COMMAS)
     def test_names_without_a_comma_between_them(self, folder, mark):
         (error,) = errors_of(folder({"a": {"file_name": "d.json"}}, d=ALPACA_ROWS), f"a{mark}b")
@@ -409,6 +417,35 @@ class TestDataThatDoNotFit:
         (error,) = errors_of(folder({"d": description}, d=[{"messages": messages}]), "d")
         assert "no row can be used" in error and remedy in error.partition(" -> ")[2]
 
+    @pytest.mark.parametrize(
+        ("row", "description", "remedy"),
+        [
+            ({"conversations": [{"from": "human", "value": "q"}]}, {}, 'set "formatting": "sharegpt"'),
+            ({"messages": [{"role": "user", "content": "q"}]}, {}, 'set "formatting": "openai"'),
+            ({"messages": [{"role": "user"}]}, {"formatting": "sharegpt"}, 'set "formatting": "openai"'),
+            ({"messages": ["q"]}, {}, "the data have messages"),
+            ({"messages": []}, {}, "the data have messages"),
+            ({"prompt": "q", "completion": "a"}, {}, 'add "columns": {"prompt": "prompt", "response": "completion"}'),
+            (
+                {"instruction": "q", "response": "a"},
+                {},
+                'add "columns": {"prompt": "instruction", "response": "response"}',
+            ),
+            ({"text": "t"}, {}, 'add "columns": {"prompt": "text"}'),
+            ({"question": "q"}, {}, "the data have question"),
+            ({"text": "t"}, {"formatting": "sharegpt"}, "the data have text"),
+        ],
+    )
+    def test_columns_of_another_format_or_tool(self, folder, row, description, remedy):
+        errors = errors_of(folder({"d": {"file_name": "d.json", **description}}, d=[row]), "d")
+        assert errors and all(error.endswith(f" -> {remedy}") for error in errors)
+
+    @pytest.mark.parametrize(("column", "key"), [("image", "images"), ("audio", "audios"), ("functions", "tools")])
+    def test_a_column_that_another_tool_reads_is_named(self, folder, column, key):
+        rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], column: "x"}]
+        (warning,) = warnings_of(folder({"d": {"file_name": "d.json", "formatting": "openai"}}, d=rows), "d")
+        assert f"the column {column!r} of the data is not read" in warning and f'add "{key}": "{column}"' in warning
+
     def test_given_column_that_the_data_lack(self, folder):
         columns = {"prompt": "instruction", "query": "inptu", "response": "answer"}
         dataset_dir = folder({"d": {"file_name": "d.json", "columns": columns}}, d=ALPACA_ROWS)
@@ -437,7 +474,7 @@ class TestDataThatDoNotFit:
         for name in ("csv", "parquet"):
             (error,) = errors_of(dataset_dir, name)
             assert f"{name}.columns.response: 'output': the data have no such column" in error
-        assert "the data have text" in errors_of(dataset_dir, "txt")[0]
+        assert 'add "columns": {"prompt": "text"}' in errors_of(dataset_dir, "txt")[0]
 
     @pytest.mark.parametrize(
         ("columns", "row", "warning"),

@@ -108,7 +108,7 @@ def test_wrong_columns(person):
     questions = json.dumps([{"question": "a", "answer": "b"}])
     said = person.is_refused(**person.dataset(questions))
     assert "'instruction': the data have no such column" in said
-    assert "the data have question, answer" in said
+    assert 'add "columns": {"prompt": "question", "response": "answer"}' in said
     said = person.is_refused(**person.dataset(questions, {"columns": {"prompt": "questoin", "response": "answer"}}))
     assert "did you mean 'question'?" in said
     said = person.is_refused(**person.dataset(questions, {"columns": {"promt": "question", "response": "answer"}}))
