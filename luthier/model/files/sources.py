@@ -238,6 +238,8 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, access: H
     if not config.is_file():
         checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
         hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
+        if (path / "config.json").is_file():
+            hint = " -> it holds a whole model: name it as the model, without an adapter"
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
     if "peft_type" not in read_json(config):
         raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")

@@ -262,6 +262,8 @@ def test_adapter_folders_are_looked_at(tmp_path):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "adapter_config.json").write_text("{}")
     assert "did you mean its folder checkpoint-5?" in refused(check_adapter_source, str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert "it holds a whole model: name it as the model" in refused(check_adapter_source, str(tmp_path))
 
 
 def test_looking_at_a_model_imports_neither_torch_nor_transformers(llama_folder):
