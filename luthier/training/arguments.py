@@ -13,7 +13,7 @@ from luthier.config.keys.legacy import training_arguments_kwargs
 from luthier.config.keys.sharding import GATHERS, zero_settings
 from luthier.config.keys.training import read_mapping
 from luthier.config.masking import is_secret
-from luthier.config.rules.optim import NEEDS_ACCELERATOR
+from luthier.config.rules.optim import NEEDS_ACCELERATOR, WITHOUT_WARM_UP
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.log import warn
 from luthier.core.machine import Machine
@@ -114,6 +114,16 @@ def _without_waiting(accelerator_config: Any) -> Any:
     if isinstance(accelerator_config, str):
         return accelerator_config
     return {"non_blocking": True, **(accelerator_config or {})}
+
+
+def tell_long_warm_up(args: "TrainingArguments", num_steps: int) -> None:
+    """Warns of a training that ends before its learning rate has warmed up."""
+    num_warm_up = args.get_warmup_steps(num_steps)
+    if num_warm_up >= num_steps and args.lr_scheduler_type not in WITHOUT_WARM_UP:
+        warn(
+            f"the warm-up ends with step {num_warm_up} and training with step {num_steps}, so the learning rate never"
+            f" reaches {args.learning_rate} -> lower warmup_steps (or warmup_ratio)"
+        )
 
 
 def on_one_device(args: Any) -> Any:

@@ -38,7 +38,7 @@ from luthier.data.collate import require_whole
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.stages import StageState, StepStatistics, Sums
-from luthier.training.arguments import accepted
+from luthier.training.arguments import accepted, tell_long_warm_up
 from luthier.training.averaged import averaged
 from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
@@ -316,6 +316,7 @@ class StageTrainer(RetryingTrainer):
             super()._run_epoch(**kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        tell_long_warm_up(self.args, num_training_steps)
         given: Any = self.args.lr_scheduler_kwargs or {}
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and "num_decay_steps" not in given:
             # transformers has no default; as in LLaMA-Factory, the first third after the warm-up is stable.

@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainingArguments
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.core.machine import Machine
-from luthier.training.arguments import gathering, training_arguments
+from luthier.training.arguments import gathering, tell_long_warm_up, training_arguments
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "do_train": True}
 SIZES = {"memory_bytes": 2**36, "device_memory_bytes": 2**36, "num_cpus": 8}
@@ -29,6 +29,33 @@ CPU = Machine(device="cpu", num_accelerators=0, bf16=True, fp16=False, **SIZES)
 def test_a_run_in_float32_on_an_accelerator_is_a_warning(tmp_path, said, keys, machine, count):
     training_arguments(load_train({**BASE, "output_dir": str(tmp_path), **keys}), machine)
     assert sum("neither bf16 nor fp16 is set" in text for text in said) == count
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_steps", "told"),
+    [
+        (
+            {"warmup_steps": 100},
+            100,
+            "ends with step 100 and training with step 100, so the learning rate never reaches 0.001",
+        ),
+        ({"warmup_steps": 99}, 100, None),
+        ({"warmup_ratio": 0.1}, 1, "ends with step 1 and training with step 1,"),
+        ({"warmup_ratio": 0.9}, 100, None),
+        ({}, 1, None),
+        (
+            {"warmup_steps": 100, "lr_scheduler_type": "constant_with_warmup"},
+            10,
+            "ends with step 100 and training with step 10,",
+        ),
+        ({"warmup_steps": 100, "lr_scheduler_type": "constant"}, 10, None),
+    ],
+)
+def test_a_warm_up_that_is_longer_than_training_is_a_warning(tmp_path, said, keys, num_steps, told):
+    args = training_arguments(load_train({**BASE, "output_dir": str(tmp_path), "learning_rate": 1e-3, **keys}), CPU)
+    said.clear()
+    tell_long_warm_up(args, num_steps)
+    assert len(said) == bool(told) and all(told in text for text in said)
 
 
 def test_one_process_trains_on_one_device(tmp_path, said):

@@ -55,6 +55,7 @@ _UPDATES_IN_BACKWARD = (
     *(name for name in (*_OF_GALORE, *_OF_APOLLO) if name.endswith("_layerwise")),
 )
 _WATCHES = ("reduce_lr_on_plateau", "greedy")
+WITHOUT_WARM_UP = ("constant", *_WATCHES)
 """Schedules that go by the metric of an evaluation."""
 _HAS_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _OF_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
@@ -121,7 +122,7 @@ def _has_no_warm_up(key: str) -> Rule:
         (key, "lr_scheduler_type"),
         "has no effect: this schedule has no warm-up",
         "use constant_with_warmup, or another schedule that warms up",
-        lambda run: run.training["lr_scheduler_type"] in ("constant", *_WATCHES) and run.training[key] > 0,
+        lambda run: run.training["lr_scheduler_type"] in WITHOUT_WARM_UP and run.training[key] > 0,
     )
 
 
