@@ -129,6 +129,15 @@ def test_added_tokens_grow_the_embedding_and_learn(tmp_path):
     assert any("lm_head" in name for name in learning(loaded))
 
 
+@pytest.mark.parametrize("key", ["add_tokens", "add_special_tokens"])
+def test_tokens_that_the_model_has_already_train_no_embedding(llama_folder, tmp_path, key):
+    """An adapter of some megabytes would become one of gigabytes."""
+    loaded = training(llama_folder, tmp_path, finetuning_type="lora", **{key: "<|im_end|>,</s>"})
+    assert all("lora_" in name for name in learning(loaded))
+    asked = training(llama_folder, tmp_path, finetuning_type="lora", resize_vocab=True, **{key: "</s>"})
+    assert any("embed_tokens" in name for name in learning(asked))
+
+
 def test_attention_that_the_machine_lacks_is_replaced_and_said(llama_folder, tmp_path, said):
     loaded = training(llama_folder, tmp_path, flash_attn="fa2")
     if loaded.attention.implementation == "sdpa":

@@ -122,15 +122,19 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
-    """Single rows of sharded weights cannot be trained, so there all are."""
+    """Single rows of sharded weights cannot be trained, so there all are.
+
+    Keys that add only tokens which the tokenizer has already change nothing. With given adapters it has theirs.
+    """
     keys = run.features.new_tokens
+    grows = keys.may_grow and bool(keys.resize_vocab or fitted.added_tokens or run.model.adapter_name_or_path)
     return NewTokens(
         fitted.tokenizer,
         fitted.added_tokens,
         fitted.descriptions,
         keys.init_special_tokens,
         run.training["seed"],
-        trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
+        trains_whole=grows or (bool(fitted.added_tokens) and shards_weights(run)),
         trains_single=not shards_weights(run),
     )
 
