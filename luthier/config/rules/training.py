@@ -19,6 +19,7 @@ from luthier.config.rules.engine import (
     within,
 )
 from luthier.core.kinds import STAGES
+from luthier.core.machine import num_cpus
 
 
 def _smooths_labels(run: Any) -> bool:
@@ -227,6 +228,12 @@ TRAINING_RULES = Rules(
         at_least("training", "adam_epsilon", 0),
         at_least("training", "neftune_noise_alpha", 0),
         at_least("training", "dataloader_num_workers", 0),
+        Rule(
+            ("dataloader_num_workers",),
+            "starts more than 64 processes and more than 8 for each CPU of this machine, which wait for each other",
+            "a few for each process of the run are enough",
+            lambda run: run.training["dataloader_num_workers"] > max(64, 8 * num_cpus()),
+        ),
         at_least("training", "warmup_steps", 0),
         within("training", "warmup_ratio", 0, 1, or_high=False),
     )

@@ -69,8 +69,9 @@ OUT_OF_RANGE = {
 TOO_LARGE = {
     **dict.fromkeys(("num_beams", "eval_num_beams", "generation_num_beams", "max_steps", "num_train_epochs"), 10**30),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 10**30),
+    "dataloader_num_workers": 1_000_000,
 }
-"""Key -> a number that libraries cannot count."""
+"""Key -> a number that libraries cannot count, or no machine can serve."""
 
 COMPILING = ({"torch_compile": True}, {"torch_compile_backend": "inductor"}, {"torch_compile_mode": "default"})
 
