@@ -98,8 +98,8 @@ class _Weigher:
         even = _even_weight(message, base)
         if even is not None:
             return [even] * len(encoder.pieces(expanded_pieces(pieces, self.texts)))
-        at, start = self._place_in_pieces(index, pieces)
-        spans = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
+        at, start, written = self._place_in_pieces(index, pieces)
+        spans = _spans_at(start, message, written)
         weights: Weights = []
         for order, piece in enumerate(pieces):
             if order == at and isinstance(piece, str):
@@ -119,9 +119,8 @@ class _Weigher:
             message = self.dialogue.messages[2 * first + order]
             even = _even_weight(message, weight)
             if even is None:
-                start = self._place_in_text(2 * first + order, row.text, bounds[order], bounds[order + 1])
-                inner = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
-                spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
+                place = self._place_in_text(2 * first + order, row.text, bounds[order], bounds[order + 1])
+                spans += _filled_up(_spans_at(place[0], message, place[1]), bounds[order], bounds[order + 1], weight)
             else:
                 spans.append(Span(bounds[order], bounds[order + 1], even))
         borders = [Span(0, border, 0.0) for border in row.borders]
@@ -131,8 +130,9 @@ class _Weigher:
         sides = [_by_character(begins, spans, 0.0) for begins in begun]
         return list(zip(sides[::2], sides[1::2], strict=True))
 
-    def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
-        """(piece, character) where the text of message `index` begins. Raises `RowError` if it is rewritten."""
+    def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int, str]:
+        """(piece, character) where the text of message `index` begins, and as much of it as is written there: white
+        space around it may be left out. Raises `RowError` if it is rewritten."""
         message = self.dialogue.messages[index]
         mark = _mark(message)
         (turns,) = self.encoding.written(self._marked(index, mark), keep_past_thinking=self.keeps_thoughts)
@@ -140,10 +140,10 @@ class _Weigher:
         turn = turns[index // 2]
         for order, piece in enumerate(turn.answer if index % 2 else turn.prompt):
             if isinstance(piece, str) and mark in piece and order < len(pieces) and isinstance(pieces[order], str):
-                return order, _start(message, piece, mark, str(pieces[order]))
+                return order, *_start(message, piece, mark, str(pieces[order]))
         raise _rewritten(message)
 
-    def _place_in_text(self, index: int, text: str, begin: int, end: int) -> int:
+    def _place_in_text(self, index: int, text: str, begin: int, end: int) -> tuple[int, str]:
         """The same in a row that the model's own chat template rendered: between `begin` and `end`.
 
         A text that stands there several times is located by what the template writes after it.
@@ -152,7 +152,7 @@ class _Weigher:
         message = self.dialogue.messages[index]
         place = text.find(message.content, begin, end)
         if message.content and place >= 0 and place == text.rfind(message.content, begin, end):
-            return place
+            return place, message.content
         mark = _mark(message)
         marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
         _, found, after = (marked.answer if index % 2 else marked.prompt).rpartition(mark)
@@ -162,7 +162,7 @@ class _Weigher:
             for written in (content, content.lstrip(), content.rstrip(), content.strip()):
                 start = end - len(written)
                 if written and start >= begin and text.startswith(written, start):
-                    return start - content.index(written)
+                    return start, written
         raise _rewritten(message)
 
     def _marked(self, index: int, mark: str) -> Dialogue:
@@ -189,6 +189,13 @@ def _spans(message: Message) -> tuple[Span, ...]:
     return (Span(0, len(message.content), message.loss),) if message.content else ()
 
 
+def _spans_at(start: int, message: Message, written: str) -> list[Span]:
+    """The spans of a message of which `written` stands at `start`: the whole text, or all but white space around it."""
+    left_out = message.content.index(written)
+    spans = [(max(s.start - left_out, 0), min(s.end - left_out, len(written)), s.weight) for s in _spans(message)]
+    return [Span(start + begin, start + end, weight) for begin, end, weight in spans if begin < end]
+
+
 def _filled_up(spans: Sequence[Span], start: int, end: int, base: float) -> Iterator[Span]:
     """The spans, with spans of weight `base` for the gaps between them and up to `start` and `end`."""
     for span in spans:
@@ -210,13 +217,14 @@ def _by_character(begins: Sequence[int], spans: Sequence[Span], base: float) -> 
     return weights
 
 
-def _start(message: Message, marked: str, mark: str, text: str) -> int:
-    """Where the message begins in `text`, which equals `marked` except for the mark after the message."""
+def _start(message: Message, marked: str, mark: str, text: str) -> tuple[int, str]:
+    """Where the message begins in `text`, and as much of it as is written there. `text` equals `marked` except for the
+    mark after the message and white space around it."""
     end = marked.find(mark)
     for written in (message.content, message.content.lstrip()):
         start = end - len(written)
         if start >= 0 and marked[start:end] == written and text.startswith(marked[:end].rstrip()):
-            return start - (len(message.content) - len(written))
+            return start, written if text.startswith(marked[:end]) else written.rstrip()
     raise _rewritten(message)
 
 

@@ -37,9 +37,9 @@ def chatml(tokenizer, **changes) -> Encoding:
     return Encoding(Encoder(tokenizer), get_template("chatml"), **{"cutoff_len": 500, **changes})
 
 
-def own_program() -> Encoding:
+def own_program(program: str = CHATML) -> Encoding:
     tokenizer = tiny.byte_tokenizer()
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = program
     encoder = Encoder(tokenizer)
     return Encoding(encoder, get_template("chatml"), 500, model_template=ModelChatTemplate(encoder))
 
@@ -111,6 +111,14 @@ def test_line_breaks_are_found_beside_those_of_the_format():
     (row,) = rows_of(talk_of(1.0, None, texts=("\n\n", "x")), encoding)
     learned = f"<|im_start|>user\n⟦\n\n⟧{END}<|im_start|>assistant\n⟦x{END}⟧"
     assert shown(row, encoding).endswith(learned)
+
+
+@pytest.mark.parametrize("question", ["user", " user", "user "])
+def test_a_later_question_is_found_however_its_chat_template_trims_it(question):
+    """`user` stands in the mark of every role."""
+    encoding = own_program(CHATML.replace("message.content", "message.content | trim"))
+    (row,) = rows_of(talk_of(None, None, 1.0, None, texts=("ab", "cd", question, "gh")), encoding)
+    assert shown(row, encoding).endswith(f"⟦cd{END}⟧<|im_start|>user\n⟦user⟧{END}<|im_start|>assistant\n⟦gh{END}⟧")
 
 
 def test_messages_go_before_the_keys_of_the_run(tokenizer):
