@@ -65,6 +65,8 @@ def test_scores_that_are_none_are_one_error_with_the_name(scores, words):
         torch.tensor([0.5, 2.0]),
         [torch.tensor(0.5), torch.tensor([2])],
         [np.float32(0.5), np.int64(2)],
+        (np.float32(0.5), np.float32(2)),
+        np.array([0.5, 2], dtype=np.float32),
         [0.5, np.float64(2)],
     ],
 )
@@ -225,6 +227,20 @@ def test_functions_are_found_in_files_and_modules(tmp_path):
     file.write_text("1 / 0\n")
     with pytest.raises(InvalidInput, match="ZeroDivisionError"):
         load_function(f"{file}:short")
+
+
+def test_a_parameter_that_nothing_is_given_for_is_found_before_answers_are_sampled(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def takes_all(prompts, completions, answers, images, videos, audios, *more, scale=1.0, **others): ...\n"
+        "def has_more(prompts, completions, completion_ids, **others): ...\n"
+        "def by_place(completions, /): ...\n"
+    )
+    load_function(f"{file}:takes_all")
+    with pytest.raises(InvalidInput, match=r"parameter completion_ids -> .* prompts, completions, answers, images"):
+        load_function(f"{file}:has_more")
+    with pytest.raises(InvalidInput, match=r"parameter completions -> .* by name"):
+        load_function(f"{file}:by_place")
 
 
 @pytest.mark.parametrize(

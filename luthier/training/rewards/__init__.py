@@ -46,9 +46,9 @@ class Reward(Protocol):
 
 def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
     """One finite number per answer. Raises `RunFailed` that names `who` and the answer."""
-    if isinstance(scores, torch.Tensor):
+    if isinstance(scores, torch.Tensor | np.ndarray):
         scores = scores.tolist()
-    elif isinstance(scores, list):
+    elif isinstance(scores, list | tuple):
         scores = [_plain(score) for score in scores]
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise RunFailed(f"{who}: it returned a {type(scores).__name__} -> return a list with one number per answer")

@@ -101,4 +101,19 @@ def load_function(name: str) -> FunctionReward:
     found = vars(result.value).get(function_name)
     if not callable(found):
         raise InvalidInput(f"{key}: {source} has no function {function_name} -> correct the name")
+    _require_known_parameters(key, found)
     return FunctionReward(name, found)
+
+
+def _require_known_parameters(key: str, function: Callable[..., Any]) -> None:
+    """Raises `InvalidInput` for a parameter that nothing is given for, before answers are sampled."""
+    given = ("prompts", "completions", "answers", *(kind.column for kind in media_kinds()))
+    for parameter in inspect.signature(function).parameters.values():
+        is_optional = parameter.default is not parameter.empty
+        if is_optional or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in given:
+            raise InvalidInput(
+                f"{key}: nothing is given for its parameter {parameter.name}"
+                f" -> a reward function chooses by name among {', '.join(given)}"
+            )
