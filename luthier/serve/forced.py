@@ -21,12 +21,19 @@ def forced_grammar(request: ChatRequest, syntax: str, special: Collection[str] =
     `syntax`: of the model's tool calls. `special`: the texts of special tokens. Raises `ApiError` for a grammar that
     cannot be held.
     """
+    several = request.parallel_tool_calls is not False
     functions = called(request)
     if functions:
-        return _tool_grammar(functions, syntax, special, several=request.parallel_tool_calls is not False)
-    if request.response_format is not None:
-        return _format_grammar(request.response_format)
-    return None
+        return _tool_grammar(functions, syntax, special, several=several)
+    if request.response_format is None or request.response_format.type == "text":
+        return None
+    schema = _schema(request.response_format)
+    grammar = _format_grammar(request.response_format.type, schema)
+    if not request.tools or request.tool_choice == "none":
+        return grammar
+    # The format is one of text. An answer may call a tool instead, which a grammar of JSON alone would rule out.
+    functions = [tool.function.as_given for tool in request.tools]
+    return _tool_grammar(functions, syntax, special, several=several, instead=schema)
 
 
 def called(request: ChatRequest) -> list[Mapping[str, Any]]:
@@ -45,17 +52,20 @@ def called(request: ChatRequest) -> list[Mapping[str, Any]]:
     return functions
 
 
-def _format_grammar(wanted: ResponseFormat) -> str | None:
-    from luthier.infer.grammar import ANY_OBJECT, json_grammar
+def _schema(wanted: ResponseFormat) -> Mapping[str, Any]:
+    from luthier.infer.grammar import ANY_OBJECT
 
-    if wanted.type == "text":
-        return None
-    schema: Mapping[str, Any] = ANY_OBJECT
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
-            raise ApiError("response_format: json_schema needs a schema", param="response_format.json_schema.schema")
-        schema = wanted.json_schema.schema_
-    param = "response_format.json_schema.schema" if wanted.type == "json_schema" else "response_format"
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise ApiError("response_format: json_schema needs a schema", param="response_format.json_schema.schema")
+    return wanted.json_schema.schema_
+
+
+def _format_grammar(kind: str, schema: Mapping[str, Any]) -> str:
+    from luthier.infer.grammar import json_grammar
+
+    param = "response_format.json_schema.schema" if kind == "json_schema" else "response_format"
     try:
         return json_grammar(schema)
     except InvalidInput as fault:
@@ -63,20 +73,31 @@ def _format_grammar(wanted: ResponseFormat) -> str | None:
 
 
 def _tool_grammar(
-    functions: Sequence[Mapping[str, Any]], syntax: str, special: Collection[str], *, several: bool
+    functions: Sequence[Mapping[str, Any]],
+    syntax: str,
+    special: Collection[str],
+    *,
+    several: bool,
+    instead: Mapping[str, Any] | None = None,
 ) -> str:
     from luthier.infer.grammar import lark_grammar
 
     try:
-        return lark_grammar(call_grammar(functions, syntax, special, several=several))
+        return lark_grammar(call_grammar(functions, syntax, special, several=several, instead=instead))
     except InvalidInput as fault:
         raise ApiError(f"tools: {fault}", param="tools") from fault
 
 
 def call_grammar(
-    functions: Sequence[Mapping[str, Any]], syntax: str, special: Collection[str] = (), *, several: bool
+    functions: Sequence[Mapping[str, Any]],
+    syntax: str,
+    special: Collection[str] = (),
+    *,
+    several: bool,
+    instead: Mapping[str, Any] | None = None,
 ) -> str:
-    """A Lark grammar of one call, or with `several` of one or more, as the syntax writes them.
+    """A Lark grammar of one call, or with `several` of one or more, as the syntax writes them; or of the JSON texts
+    that the schema `instead` describes.
 
     Raises `ApiError` for a syntax that does not write arguments as JSON.
     """
@@ -84,7 +105,7 @@ def call_grammar(
     if written is None:
         raise ApiError(
             f"tool_choice: the tool-call syntax {syntax} of this model does not write arguments as JSON, so a call"
-            " cannot be forced -> use tool_choice: auto",
+            " cannot be held to a grammar -> use tool_choice: auto without response_format, or none with it",
             param="tool_choice",
         )
     before, between, after, join = written
@@ -97,6 +118,15 @@ def call_grammar(
         rules.append(f"arguments_{number}: %json {schema}")
     choices = " | ".join(f"call_{number}" for number in range(len(functions)))
     more = f" ({_literal(join, special)} call)*" if several and join is not None else ""
+    if instead is not None:
+        if before.startswith("{"):
+            raise ApiError(
+                f"response_format: the tool-call syntax {syntax} of this model writes a call as a JSON object, which"
+                " cannot be told from the answer -> set tool_choice: none, or leave out response_format",
+                param="response_format",
+            )
+        more += " | text"
+        rules.append(f"text: %json {json.dumps(instead, ensure_ascii=False)}")
     return "\n".join([f"start: call{more}", f"call: {choices}", *rules])
 
 

@@ -87,6 +87,28 @@ def test_json(follows):
     assert follows(grammar, json.dumps({"n": 5})) and not follows(grammar, json.dumps({"n": "5"}))
 
 
+@pytest.mark.parametrize("name", sorted(set(JSON_BODIED) - {"llama3"}))
+def test_an_answer_with_a_format_may_call_a_tool_instead(name, follows):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    call = TOOL_SYNTAXES.get(name).write([ToolCall("weather", {"city": "Łódź"})])
+    for choice in (None, "auto"):
+        grammar = forced_grammar(request(tools=[WEATHER], response_format=wanted, tool_choice=choice), name)
+        assert follows(grammar, call) and follows(grammar, '{"n": 5}')
+        assert not follows(grammar, '{"n": "5"}') and not follows(grammar, "Hello.")
+    grammar = forced_grammar(request(tools=[WEATHER], response_format=wanted, tool_choice="none"), name)
+    assert follows(grammar, '{"n": 5}') and not follows(grammar, call)
+
+
+@pytest.mark.parametrize(("name", "param"), [("qwen3_5", "tool_choice"), ("llama3", "response_format")])
+def test_a_format_is_refused_beside_tools_where_no_grammar_holds_both(name, param):
+    fields = {"tools": [WEATHER], "response_format": {"type": "json_object"}}
+    with pytest.raises(ApiError, match="none") as caught:
+        forced_grammar(request(**fields), name)
+    assert caught.value.param == param
+    assert forced_grammar(request(**fields, tool_choice="none"), name)
+
+
 def test_nothing_is_forced_without_being_asked_for():
     assert forced_grammar(request(), "qwen") is None
     assert forced_grammar(request(tools=[WEATHER], response_format={"type": "text"}), "qwen") is None
@@ -104,6 +126,13 @@ def test_nothing_is_forced_without_being_asked_for():
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/none"}}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "tools": [WEATHER],
+                "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/none"}}},
+            },
             "response_format.json_schema.schema",
         ),
         (
