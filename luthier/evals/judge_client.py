@@ -5,7 +5,6 @@ Redirects are not followed: they could carry the key to another host.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import OpenerDirector, Request, build_opener
 
-from luthier.core.addresses import is_address
+from luthier.core.addresses import api_key, is_address
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import warn
 from luthier.core.refusals import NoRedirect, body_of
@@ -54,7 +53,7 @@ class JudgeClient:
 
         Raises `InvalidInput` for a wrong key, model or address, else `RunFailed`.
         """
-        reason, key = "", _api_key()
+        reason, key = "", api_key(API_KEY_VARIABLE)
         for attempt in range(1, NUM_ATTEMPTS + 1):
             pause = min(self.pause_seconds * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
             with_temperature = self._takes_temperature  # another thread may learn meanwhile that it is refused
@@ -118,14 +117,6 @@ class JudgeClient:
         elif 300 <= fault.code < 400:
             remedy = f"name the address that it redirects to: {fault.headers.get('Location', '')}"
         return InvalidInput(f"judge_url: {self.url}: {reason} -> {remedy}")
-
-
-def _api_key() -> str:
-    """Empty if there is none. Raises `InvalidInput` for one that no header can hold: http.client would quote it."""
-    key = os.environ.get(API_KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InvalidInput(f"{API_KEY_VARIABLE}: it has a character that no key has, e.g. a line break -> correct it")
-    return key
 
 
 def _error(body: bytes) -> Mapping[str, Any]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from luthier.core.addresses import is_address
+from luthier.core.addresses import api_key, is_address
+from luthier.core.errors import InvalidInput
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,12 @@ def test_a_server_can_be_asked_there(text):
 )
 def test_no_request_can_be_sent_there(text):
     assert not is_address(text)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("A_KEY", " secret\n")
+    assert api_key("A_KEY") == "secret" and api_key("NO_SUCH_KEY") == ""
+    monkeypatch.setenv("A_KEY", "secret\nkey")
+    with pytest.raises(InvalidInput, match="A_KEY") as caught:
+        api_key("A_KEY")
+    assert "secret" not in str(caught.value)

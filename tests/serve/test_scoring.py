@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from luthier.core.errors import DeviceFailed
+from luthier.core.errors import DeviceFailed, RunFailed
 from luthier.serve.model import RewardModel
 from luthier.serve.token_texts import TokenTexts
 from luthier.training.rewards import Answered
@@ -74,3 +74,14 @@ def test_training_can_ask_this_server_for_rewards(server):
     reward = RewardServer(f"{server}/v1/score/evaluation")
     kept = {"prompt_ids": [1], "answer_ids": [2], "prompt": "", "answer": "", "given": "", "stopped": True}
     assert reward([Answered(text=text, **kept) for text in ("a", "abcd")]) == [1.0, 4.0]
+
+
+def test_training_brings_the_key_that_this_server_asks_for(monkeypatch):
+    kept = {"prompt_ids": [1], "answer_ids": [2], "prompt": "", "answer": "", "given": "", "stopped": True}
+    with serving(judge(lambda texts: [1.0 for _ in texts]), keys=("secret",)) as (url, _):
+        reward = RewardServer(f"{url}/v1/score/evaluation")
+        monkeypatch.delenv("REWARD_API_KEY", raising=False)
+        with pytest.raises(RunFailed, match=r"status 401: .* environment variable REWARD_API_KEY"):
+            reward([Answered(text="a", **kept)])
+        monkeypatch.setenv("REWARD_API_KEY", "secret")
+        assert reward([Answered(text="a", **kept)]) == [1.0]

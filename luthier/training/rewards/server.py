@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.core.addresses import api_key
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.core.refusals import NoRedirect, body_of
 from luthier.training.rewards import Answered, checked
 
+API_KEY_VARIABLE = "REWARD_API_KEY"
 TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 600.0, 3, 1.0
 """One request has all answers of a rollout, which a large reward model scores for minutes."""
 RETRIED = (408, 425, 429)
@@ -19,7 +21,7 @@ RETRIED = (408, 425, 429)
 
 @dataclass(frozen=True, slots=True)
 class RewardServer:
-    """POST {"model": "model", "messages": [text, ...]} -> {"scores": [number, ...]}."""
+    """POST {"model": "model", "messages": [text, ...]} -> {"scores": [number, ...]}. `REWARD_API_KEY` holds its key."""
 
     name: str
     timeout_seconds: float = TIMEOUT_SECONDS
@@ -39,14 +41,19 @@ class RewardServer:
         from urllib.request import Request, build_opener
 
         opener = build_opener(NoRedirect)
-        request = Request(self.name, data=body, headers={"Content-Type": "application/json"})
-        reason = ""
+        headers = {"Content-Type": "application/json"}
+        if key := api_key(API_KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        request = Request(self.name, data=body, headers=headers)
+        reason, remedy = "", "check the server"
         for attempt in range(1, NUM_ATTEMPTS + 1):
             try:
                 with opener.open(request, timeout=self.timeout_seconds) as response:
                     return json.loads(response.read())
             except HTTPError as fault:
                 reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
+                if fault.code in (401, 403):
+                    remedy = f"put the key of the server into the environment variable {API_KEY_VARIABLE}"
                 if 300 <= fault.code < 400:
                     reason = f"it redirects to {fault.headers.get('Location', '')}, which is the address to name"
                 if fault.code < 500 and fault.code not in RETRIED:
@@ -57,4 +64,4 @@ class RewardServer:
             if attempt < NUM_ATTEMPTS:
                 warn(f"{who}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")
                 time.sleep(self.pause_seconds * attempt)
-        raise RunFailed(f"{who}: no scores ({reason}); earlier checkpoints are kept -> check the server")
+        raise RunFailed(f"{who}: no scores ({reason}); earlier checkpoints are kept -> {remedy}")
