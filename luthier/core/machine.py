@@ -60,7 +60,7 @@ def detect() -> Machine:
     if device == "cuda":
         bf16, device_memory_bytes = torch.cuda.is_bf16_supported(including_emulation=False), _cuda_memory_bytes()
     elif device == "cpu":
-        bf16, device_memory_bytes = _cpu_has_bf16(), memory_bytes
+        bf16, device_memory_bytes = cpu_has_bf16(), memory_bytes
     else:
         bf16, device_memory_bytes = True, memory_bytes
     return Machine(
@@ -84,7 +84,7 @@ def _cuda_memory_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """AVX-512 BF16 on x86, BF16 on Arm, as listed by the kernel; torch has no public function for it."""
     return any(line.startswith(("flags", "Features")) and "bf16" in line for line in _cpu_lines())
 

@@ -25,12 +25,12 @@ def training_dtype(*, bf16: bool, fp16: bool, pure_bf16: bool) -> "torch.dtype":
 
 
 def warn_slow_format(dtype: "torch.dtype", machine: Machine) -> None:
-    """Warn where bfloat16 would take several times as long as float32, as on a CPU without instructions for it."""
+    """Warn where bfloat16 takes longer than float32, as on a CPU without instructions for it."""
     import torch
 
     if dtype == torch.bfloat16 and machine.device == "cpu" and not machine.bf16:
         warn(
-            "bf16: this processor has no instructions for bfloat16, so it computes several times slower than in float32"
+            "bf16: this processor has no instructions for bfloat16, so each product turns its numbers into float32"
             " -> leave bf16 out unless the memory is needed"
         )
 

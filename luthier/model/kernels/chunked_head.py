@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from luthier.model.kernels.products import product
+from luthier.model.kernels.products import format_here, product, usual_product
 from luthier.model.kernels.repeats import slices
 from luthier.model.kernels.varlen import stands_for_a_gpu
 
@@ -82,7 +81,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=at_least_float32(hidden.dtype), device=hidden.device)
         best = torch.empty_like(targets)
         for part in _chunks(hidden, weight):
-            logits = _logits(hidden[part], matrix, own_bias)
+            logits = product(hidden[part], matrix, own_bias)
             own = None if weights is None else weights[part]
             best[part] = most_likely(logits)
             loss, d_logits = _chunk_loss(logits.to(total.dtype), targets[part], label_smoothing, own, weigh)
@@ -162,17 +161,14 @@ class ChunkedObjective(torch.autograd.Function):
 
 
 def in_format_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """weight and bias, once for all chunks."""
-    return weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    """weight and bias with the numbers that they are in the format of `hidden`, once for all chunks."""
+    half, dtype = hidden.dtype, format_here(hidden)
+    return weight.to(half).to(dtype), None if bias is None else bias.to(half).to(dtype)
 
 
 def chunk_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice) -> Tensor:
-    """(c, V) logits of the positions `part`, in float32 or wider. All of one format."""
-    return _logits(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
-
-
-def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return product(hidden, matrix) if bias is None else linear(hidden, matrix, bias)
+    """(c, V) logits of the positions `part`, in float32 or wider. `matrix` and `bias`: of `in_format_of`."""
+    return product(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
 
 
 def _scaled_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice, temperature: float) -> Tensor:
@@ -238,7 +234,7 @@ def _accumulate(grads: list[Tensor | None], d_logits: Tensor, hidden: Tensor, ma
     if d_hidden is not None:
         d_hidden[part] = product(d_logits, matrix.T)
     if d_weight is not None:
-        d_weight += (d_logits.T @ hidden[part]).to(d_weight.dtype)
+        d_weight += usual_product(d_logits.T, hidden[part].T).to(d_weight.dtype)
     if d_bias is not None:
         d_bias += d_logits.sum(0).to(d_bias.dtype)
 

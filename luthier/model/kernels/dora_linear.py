@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.model.kernels.lora_linear import Weight, keep_weight, weight_of
-from luthier.model.kernels.products import product
+from luthier.model.kernels.products import add_product, product
 
 
 class DoraLinear(torch.autograd.Function):
@@ -29,7 +29,7 @@ class DoraLinear(torch.autograd.Function):
         """x (N, I), weight (O, I), bias (O), a (r, I), b (O, r), c (O) -> (N, O)."""
         kept = keep_weight(ctx, weight)
         low = product(x, a)
-        u = product(x, weight_of(ctx, kept)).addmm_(low, b.T, alpha=scaling)
+        u = add_product(product(x, weight_of(ctx, kept)), low, b, scaling)
         ctx.save_for_backward(x, kept, a, b, c, low, u)
         ctx.scaling = scaling
         return u * c if bias is None else torch.addcmul(bias, u, c)
@@ -40,7 +40,7 @@ class DoraLinear(torch.autograd.Function):
         needs_x, _, _, needs_a, needs_b, needs_c, _ = ctx.needs_input_grad
         du = dy * c
         d_low = product(du, b.T).mul_(ctx.scaling)
-        dx = product(du, weight_of(ctx, weight).T).addmm_(d_low, a) if needs_x else None
+        dx = add_product(product(du, weight_of(ctx, weight).T), d_low, a.T) if needs_x else None
         da = product(d_low.T, x.T) if needs_a else None
         db = product(low.T, du.T).T.mul_(ctx.scaling) if needs_b else None
         dc = (dy * u).sum(0) if needs_c else None

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.model.kernels.products import added_product, product, product_into
+from luthier.model.kernels.products import add_product, added_product, product, product_into
 from luthier.model.kernels.swiglu import Activation, gated, gated_backward
 
 Weight = Tensor | Callable[[], Tensor]
@@ -101,8 +101,7 @@ class LoraLinear(torch.autograd.Function):
         parts = zip(weights, biases, _columns(low, factors.ranks), factors.b, strict=True) if is_read else ()
         for weight, bias, own_low, b in parts:
             matrix = weight if isinstance(weight, Tensor) else weight()
-            y = product(inputs, matrix) if bias is None else torch.addmm(bias, inputs, matrix.T)
-            outputs.append(y.addmm_(own_low, b.T))
+            outputs.append(add_product(product(inputs, matrix, bias), own_low, b))
         tensors = (weight if isinstance(weight, Tensor) else None for weight in weights)
         ctx.save_for_backward(x, up, low, factors.a, *factors.b, *tensors)
         ctx.dequantize = [None if isinstance(weight, Tensor) else weight for weight in weights]
@@ -124,7 +123,7 @@ class LoraLinear(torch.autograd.Function):
             dx = product(dy[0], next(matrices).T)
             for one, matrix in zip(dy[1:], matrices, strict=True):
                 dx = added_product(dx, one, matrix.T)
-            dx.addmm_(d_low, a)
+            add_product(dx, d_low, a.T)
         du = None
         inputs = x
         if up is not None:

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from luthier.model.dtype import computed_in
-from luthier.model.kernels.products import is_better_here, is_faster, one_dnn, product
+from luthier.model.kernels.products import (
+    has_half_kernel,
+    is_better_here,
+    is_faster,
+    is_slow,
+    product,
+    usual_product,
+)
+from luthier.model.kernels.varlen import HALVES
 
 LEAST_WEIGHTS = 2**16
 """Of a layer whose products are worth it for a few hundred tokens."""
@@ -28,16 +36,20 @@ class PlainForward:
         weight, bias = self.layer.weight, self.layer.bias
         if not self.is_faster_for(x):
             return linear(x, weight, bias)
-        y: Tensor = PlainLinear.apply(x.flatten(0, -2), weight, bias, True)
+        dtype = computed_in(x)
+        own_bias = None if bias is None else bias.to(dtype)
+        y: Tensor = PlainLinear.apply(x.flatten(0, -2).to(dtype), weight.to(dtype), own_bias, True)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def is_faster_for(self, x: Tensor) -> bool:
-        is_usual = not torch.compiler.is_compiling() and x.ndim >= 2
-        return is_usual and is_faster(x.flatten(0, -2), self.layer.weight)
+        if torch.compiler.is_compiling() or x.ndim < 2:
+            return False
+        rows, weight = x.flatten(0, -2), self.layer.weight
+        return is_faster(rows, weight) or is_slow(rows, weight, computed_in(x))
 
 
 class PlainLinear(torch.autograd.Function):
-    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU.
+    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all of one format on a CPU.
 
     With `is_read` false the output has any numbers, the gradients are right, and formats and devices are free.
     """
@@ -45,14 +57,14 @@ class PlainLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, is_read: bool) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return one_dnn(x, weight, bias) if is_read else x.new_empty(len(x), len(weight))
+        return product(x, weight, bias) if is_read else x.new_empty(len(x), len(weight))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         dx = product(dy, weight.T) if needs_x else None
-        return dx, dy.T @ x if needs_weight else None, dy.sum(0) if needs_bias else None, None
+        return dx, usual_product(dy.T, x.T) if needs_weight else None, dy.sum(0) if needs_bias else None, None
 
 
 def unread_linear(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -82,7 +94,7 @@ def takes_own_product(layer: nn.Module, x: Tensor) -> bool:
 
 def fuse_plain(model: nn.Module) -> None:
     """Let the linear layers of `model` compute so where that is faster."""
-    if not is_better_here():
+    if not is_better_here() and has_half_kernel(torch.bfloat16):
         return
     for module in model.modules():
         if type(module) is nn.Linear and "forward" not in vars(module) and _may_be_faster(module.weight):
@@ -90,5 +102,5 @@ def fuse_plain(model: nn.Module) -> None:
 
 
 def _may_be_faster(weight: Tensor) -> bool:
-    is_float32 = weight.dtype is torch.float32 and weight.device.type == "cpu"
-    return is_float32 and type(weight) is nn.Parameter and weight.numel() >= LEAST_WEIGHTS
+    is_fit = weight.dtype in (torch.float32, *HALVES) and weight.device.type == "cpu"
+    return is_fit and type(weight) is nn.Parameter and weight.numel() >= LEAST_WEIGHTS

@@ -1,25 +1,32 @@
-"""Products of float32 matrices on an AMD processor, computed by oneDNN instead of MKL.
+"""Products of matrices on a CPU, computed in another way than PyTorch's where that is faster.
 
-PyTorch leaves them to MKL, which is slower there. On two cores of an EPYC 9004, the layers of SmolLM2-135M for 690 to
-2,000 tokens:
+**float32 on an AMD processor.** PyTorch leaves it to MKL, which uses AVX-512 on processors of Intel only. oneDNN is
+faster where AMD has it, and everywhere for the narrow matrices of LoRA. Two cores, the layers of SmolLM2-135M for 690
+to 2,000 tokens:
 
-    x W^T, dy W              MKL 160 to 200, oneDNN 205 to 220 GFLOP/s
-    x A^T, dy B, dy^T low    of rank 8 and width 1,536: MKL 0.6 to 0.8, oneDNN 0.3 ms
-    dy^T x                   MKL is as fast
+                                                  with AVX-512 (EPYC 9004)     with AVX2 alone
+    x W^T, dy W                     GFLOP/s       MKL 160-200, oneDNN 205-220  MKL 125-180, oneDNN 110-165
+    x A^T, dy B of rank 8, 1,536 wide    ms       MKL 0.6-0.8, oneDNN 0.3      MKL 0.5-1.9, oneDNN 0.3-0.4
+    dy^T x                                        MKL is as fast               MKL is as fast
 
-oneDNN takes about a millisecond to prepare for each new shape, so small products stay with MKL. In 16 bits PyTorch
-calls oneDNN itself.
+oneDNN takes about a millisecond to prepare for each new shape, so small products stay with MKL.
 
-For one or two rows a product takes as long as reading the matrix. `x W^T` reads 11 GB/s then, and oneDNN 20. MKL reads
-30 on two cores, as fast as memory allows, if it is asked in one of the ways of `FewRows`.
+**16 bits.** PyTorch calls oneDNN itself. Where the processor has no instructions for the format, that is slow: with
+AVX2 alone x W^T of 700 tokens runs at 15 GFLOP/s in bfloat16, dy W at 2, and y + low B^T takes 5 to 20 ms instead of
+0.3. There the matrices are turned into float32, which takes a twentieth of the product, and the result is rounded.
+
+**One or two rows** take as long as reading the matrix. `x W^T` reads 11 GB/s then, and oneDNN 20. MKL reads 30 on two
+cores, as fast as memory allows, if it is asked in one of the ways of `FewRows`.
 """
 
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from luthier.core.machine import has_amd_cpu
+from luthier.core.machine import cpu_has_bf16, has_amd_cpu
+from luthier.model.kernels.varlen import HALVES, stands_for_a_gpu
 
 MANY = 2**26
 """Multiplications of a product from which on oneDNN is faster, if a model has some twenty layers of that shape."""
@@ -27,19 +34,32 @@ NARROW = 64
 """A product with a side this small takes as long as reading the matrix of the two other sides."""
 MANY_READ = 2**18
 """Numbers of that matrix from which on oneDNN is faster."""
+FEW_ROWS = 16
+"""Up to here a product in 16 bits takes no longer than reading the matrix to turn it into float32."""
 FAULTS = (AttributeError, RuntimeError)
 """What PyTorch raises where it was built without oneDNN, or the processor has no instructions for a format."""
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, I), weight (O, I) -> x weight^T (N, O). Both may be transposed in memory."""
-    return one_dnn(x, weight) if is_faster(x, weight) else x @ weight.T
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (N, I), weight (O, I), bias (O) -> x weight^T + bias (N, O). Matrices may be transposed in memory.
+
+    All of one format, or x of 16 bits and the others in float32; the result has the format of `weight`.
+    """
+    return one_dnn(x, weight, bias) if is_faster(x, weight) else usual_product(x, weight, bias)
+
+
+def usual_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same, never by oneDNN in float32."""
+    if takes_float32(x, weight):
+        with torch.autocast("cpu", enabled=False):
+            return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
+    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
 
 
 def product_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
     """Writes `product` into `out`, which is small."""
-    if is_faster(x, weight):
-        out.copy_(one_dnn(x, weight))
+    if is_faster(x, weight) or takes_float32(x, weight):
+        out.copy_(product(x, weight))
     else:
         torch.mm(x, weight.T, out=out)
 
@@ -47,9 +67,44 @@ def product_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
 def added_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """y (N, O) + `product`, which may be in the memory of `y`."""
     if not is_faster(x, weight):
-        return y.addmm_(x, weight.T)
+        return add_product(y, x, weight)
     total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
     return total
+
+
+def add_product(y: Tensor, x: Tensor, weight: Tensor, scaling: float = 1.0) -> Tensor:
+    """Adds scaling * x weight^T to y, in its memory, where x or weight is narrow."""
+    if not takes_float32(x, weight):
+        return y.addmm_(x, weight.T, alpha=scaling)
+    with torch.autocast("cpu", enabled=False):
+        return y.copy_(torch.addmm(y.float(), x.float(), weight.float().T, alpha=scaling))
+
+
+def takes_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of these matrices is computed in float32, though x has 16 bits."""
+    return x.dtype in HALVES and (weight.dtype is torch.float32 or is_slow(x, weight, x.dtype))
+
+
+def is_slow(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether PyTorch takes longer for this product in `dtype` than it would in float32, casts included."""
+    has_code = dtype not in HALVES or not x.is_cpu or has_half_kernel(dtype)
+    return not has_code and (len(x) >= FEW_ROWS or not weight.is_contiguous())
+
+
+def format_here(x: Tensor) -> torch.dtype:
+    """The format of a matrix that many x are multiplied by one after the other."""
+    is_on_cpu = x.is_cpu or (x.is_meta and not stands_for_a_gpu(x))
+    return torch.float32 if is_on_cpu and x.dtype in HALVES and not has_half_kernel(x.dtype) else x.dtype
+
+
+@cache
+def has_half_kernel(dtype: torch.dtype) -> bool:
+    """Whether the processor has instructions for this 16-bit format, and PyTorch a library that uses them."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype is torch.bfloat16:
+        return cpu_has_bf16() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
@@ -58,8 +113,9 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         return False
     (num_rows, inner), outer = x.shape, weight.shape[0]
     num_products, narrowest = num_rows * inner * outer, min(num_rows, inner, outer)
-    is_large = num_products >= MANY or (0 < narrowest <= NARROW and num_products >= MANY_READ * narrowest)
-    return is_large and _are_usual(x, weight) and not torch.is_autocast_enabled("cpu") and is_better_here()
+    is_narrow = 0 < narrowest <= NARROW and num_products >= MANY_READ * narrowest
+    is_fit = is_narrow or (num_products >= MANY and is_better_for_wide())
+    return is_fit and _are_usual(x, weight) and not torch.is_autocast_enabled("cpu") and is_better_here()
 
 
 def _are_usual(x: Tensor, weight: Tensor) -> bool:
@@ -80,6 +136,12 @@ def is_in_one_piece(weight: Tensor) -> bool:
 def is_better_here() -> bool:
     """Whether this is an AMD processor, and PyTorch has both libraries."""
     return has_amd_cpu() and torch.backends.mkl.is_available() and has_kernel(torch.float32)
+
+
+@cache
+def is_better_for_wide() -> bool:
+    """Whether the processor has AVX-512, which MKL uses on those of Intel only."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 @cache

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from luthier.model.kernels import chunked_head, varlen
+from luthier.model.kernels import chunked_head, products, varlen
 from luthier.model.kernels.chunked_head import linear_cross_entropy, linear_logps, most_likely
 
 
@@ -94,8 +94,10 @@ def test_chunks_are_small_where_that_costs_no_time():
         assert num_rows(frozen.to("meta")) == 4096
 
 
+@pytest.mark.parametrize("has_half_kernel", [True, False])
 @pytest.mark.parametrize("form", [linear_cross_entropy, linear_logps])
-def test_weight_and_bias_of_another_format_count_as_in_that_of_the_hidden_states(form):
+def test_weight_and_bias_of_another_format_count_as_in_that_of_the_hidden_states(monkeypatch, form, has_half_kernel):
+    monkeypatch.setattr(products, "has_half_kernel", lambda dtype: has_half_kernel)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(9, 4), torch.randn(7, 4), torch.randn(7)
     targets = torch.randint(0, 7, (9,))
@@ -109,6 +111,25 @@ def test_weight_and_bias_of_another_format_count_as_in_that_of_the_hidden_states
     for mine, reference in zip(ours, theirs, strict=True):
         assert mine.grad.dtype == mine.dtype
         torch.testing.assert_close(mine.grad.bfloat16(), reference.grad)
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_logps])
+def test_where_16_bits_are_slow_logits_are_not_rounded(monkeypatch, form):
+    monkeypatch.setattr(products, "has_half_kernel", lambda dtype: False)
+    torch.manual_seed(0)
+    sources = [torch.randn(shape).bfloat16() for shape in ((90, 8), (11, 8), (11,))]
+    targets = torch.randint(0, 11, (90,))
+    ours = [one.clone().requires_grad_() for one in sources]
+    exact = [one.double().requires_grad_() for one in sources]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = form(*ours, targets)
+    expected = form(*exact, targets)
+    found, expected = (one[0] if isinstance(one, tuple) else one for one in (found, expected))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found.sum().backward()
+    expected.sum().backward()
+    for mine, reference in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=2**-6, atol=2**-6)
 
 
 def test_no_gradient_is_computed_where_none_is_asked_for():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.model.kernels import products
+from luthier.model.kernels.varlen import traced
 
 needs_kernel = pytest.mark.skipif(not products.has_kernel(torch.float32), reason="oneDNN is not in this PyTorch")
 SIDES = st.integers(min_value=1, max_value=70)
@@ -16,7 +17,8 @@ def always(monkeypatch):
     """oneDNN for every size, on any processor."""
     for name in ("MANY", "MANY_READ"):
         monkeypatch.setattr(products, name, 0)
-    monkeypatch.setattr(products, "is_better_here", lambda: True)
+    for name in ("is_better_here", "is_better_for_wide"):
+        monkeypatch.setattr(products, name, lambda: True)
 
 
 @st.composite
@@ -85,7 +87,7 @@ def test_small_products_and_other_processors_stay_with_pytorch(monkeypatch):
     monkeypatch.undo()
     is_better = products.is_better_here()
     large, low = torch.empty(700, 576), torch.empty(8, 576)
-    assert products.is_faster(large, torch.empty(576, 576)) == is_better
+    assert products.is_faster(large, torch.empty(576, 576)) == (is_better and products.is_better_for_wide())
     assert products.is_faster(large, low) == is_better
     assert not products.is_faster(large[:300], low)
     assert not products.is_faster(torch.empty(100, 576), torch.empty(576, 576))
@@ -93,6 +95,61 @@ def test_small_products_and_other_processors_stay_with_pytorch(monkeypatch):
     assert products.product(torch.empty(0, 576), torch.empty(8, 576)).shape == (0, 8)
     monkeypatch.setattr(products, "is_better_here", lambda: False)
     assert not products.is_faster(large, torch.empty(576, 576))
+
+
+def test_without_avx_512_only_narrow_products_are_faster(monkeypatch):
+    monkeypatch.undo()
+    for name, answer in (("is_better_here", True), ("is_better_for_wide", False)):
+        monkeypatch.setattr(products, name, lambda answer=answer: answer)
+    large, low = torch.empty(700, 576), torch.empty(8, 576)
+    assert products.is_faster(large, low) and not products.is_faster(large, torch.empty(576, 576))
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices(), st.sampled_from(products.HALVES), st.booleans())
+def test_where_16_bits_are_slow_only_the_result_is_rounded(given_matrices, dtype, autocasts):
+    """To the nearest number, whatever the order of the sum; autocast would round each of its parts."""
+    x, weight = (matrix.to(dtype) for matrix in given_matrices)
+    exact, bias, y = (
+        x.double() @ weight.double().T,
+        torch.randn(len(weight)).to(dtype),
+        torch.randn(len(x), len(weight)),
+    )
+    out, into, sums = torch.empty(exact.shape, dtype=dtype), y.to(dtype), y.to(dtype)
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+        patch.setattr(products, "has_half_kernel", lambda dtype: False)
+        patch.setattr(products, "FEW_ROWS", 0)
+        products.product_into(out, x, weight)
+        found = {
+            "product": (products.product(x, weight), exact),
+            "with bias": (products.product(x, weight, bias), exact + bias.double()),
+            "into": (out, exact),
+            "added": (products.added_product(y.to(dtype), x, weight), exact + y.to(dtype).double()),
+            "in place": (products.add_product(into, x, weight), exact + y.to(dtype).double()),
+            "scaled": (products.add_product(sums, x, weight, 0.5), exact / 2 + y.to(dtype).double()),
+        }
+        wide = products.product(x, weight.float())
+    assert found["in place"][0] is into
+    for name, (one, expected) in found.items():
+        assert one.dtype is dtype, name
+        torch.testing.assert_close(one.double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=2e-5, msg=name)
+    assert wide.dtype is torch.float32
+    torch.testing.assert_close(wide.double(), exact, rtol=1e-5, atol=2e-5)
+
+
+def test_where_16_bits_are_slow(monkeypatch):
+    many, few, weight = torch.empty(16, 8), torch.empty(15, 8), torch.empty(4, 8)
+    half = torch.bfloat16
+    monkeypatch.setattr(products, "has_half_kernel", lambda dtype: dtype is torch.float16)
+    assert products.is_slow(many, weight, half) and not products.is_slow(few, weight, half)
+    assert products.is_slow(few, torch.empty(8, 4).T, half), "PyTorch reads such a weight slowly"
+    assert not products.is_slow(many, weight, torch.float16) and not products.is_slow(many, weight, torch.float32)
+    assert not products.is_slow(many.to("meta"), weight.to("meta"), half)
+    formats = [products.format_here(many.to(dtype)) for dtype in (half, torch.float16, torch.float64)]
+    assert formats == [torch.float32, torch.float16, torch.float64]
+    assert products.format_here(many.to("meta", half)) is torch.float32, "a plan for this processor"
+    with traced():
+        assert products.format_here(many.to("meta", half)) is half, "a plan for a GPU"
 
 
 def test_the_trial_of_the_library_does_not_depend_on_where_it_is_made():
