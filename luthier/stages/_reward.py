@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, merged_once, not_
 from luthier.config.rules.model import scores_with_adapter, trains_adapter
@@ -138,6 +139,12 @@ ROLLOUT_RULES = (
         "is not the address of a server",
         "write http://host:port/v1/score/evaluation, or set reward_model_type: lora or full",
         lambda run: run.method.reward_model_type == "api" and not is_address(run.method.reward_model or ""),
+    ),
+    Rule(
+        ("reward_model",),
+        "holds a user name or a password, which no request brings and every log shows",
+        "leave it out; the environment variable REWARD_API_KEY holds the key of a server",
+        lambda run: is_address(run.method.reward_model or "") and "@" in urlsplit(run.method.reward_model).netloc,
     ),
     Rule(
         ("reward_model", "reward_model_type"),

@@ -450,6 +450,7 @@ STAGE = [
         {**FULL, "reward_model_type": "lora"},
         {"reward_model_type": "api", "reward_model": "r"},
         {"reward_model_type": "api", "reward_model": "http://host:99999"},
+        {"reward_model_type": "api", "reward_model": "http://user:word@host/v1/score/evaluation"},
         {"reward_model": "http://x"},
         {"reward_model_adapters": "a"},
         {"ref_model_adapters": "a"},
