@@ -1,8 +1,9 @@
-"""What a server says when it refuses a request."""
+"""What a server says when it refuses a request, or answers with something else than JSON."""
 
+import json
 from email.message import Message as Headers
 from http.client import IncompleteRead
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request
 
@@ -26,3 +27,12 @@ def body_of(fault: HTTPError, num_bytes: int) -> bytes:
             return short.partial[:num_bytes]
         except OSError:
             return b""
+
+
+def json_of(body: bytes) -> Any:
+    """Raises `ValueError` that shows what the body is instead, such as the page of another program."""
+    try:
+        return json.loads(body)
+    except ValueError as fault:
+        begins = body[:80].decode(errors="replace")
+        raise ValueError(f"the response is not JSON, it begins with {begins!r}") from fault

@@ -18,7 +18,7 @@ from urllib.request import OpenerDirector, Request, build_opener
 from luthier.core.addresses import api_key, is_address
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import warn
-from luthier.core.refusals import NoRedirect, body_of
+from luthier.core.refusals import NoRedirect, body_of, json_of
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
 NUM_ATTEMPTS, PAUSE_SECONDS, MAX_PAUSE_SECONDS, TIMEOUT_SECONDS = 5, 1.0, 60.0, 300.0
@@ -88,7 +88,7 @@ class JudgeClient:
             headers["Authorization"] = f"Bearer {key}"
         request = Request(self._endpoint, data=json.dumps(body).encode(), headers=headers)
         with self._opener.open(request, timeout=self.timeout_seconds) as response:
-            return json.loads(response.read())
+            return json_of(response.read())
 
     @property
     def _endpoint(self) -> str:

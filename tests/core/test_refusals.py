@@ -1,4 +1,4 @@
-"""A refusal that is cut off is still a refusal, and nothing stays open."""
+"""A refusal that is cut off is still a refusal, nothing stays open, and what is not JSON is shown."""
 
 import io
 from email.message import Message
@@ -7,7 +7,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from luthier.core.refusals import body_of
+from luthier.core.refusals import body_of, json_of
 
 
 class Cut(io.BytesIO):
@@ -32,3 +32,11 @@ def refusal(content):
 def test_what_came_of_it(content, body):
     assert body_of(refusal(content), 6) == body
     assert content.closed
+
+
+@pytest.mark.parametrize("body", [b"<html>hi</html>", b"", b"\xff<html>"])
+def test_a_body_that_is_not_json_is_shown(body):
+    begins = body.decode(errors="replace")
+    with pytest.raises(ValueError, match=f"not JSON, it begins with '{begins}'"):
+        json_of(body)
+    assert json_of(b'{"scores": [1]}') == {"scores": [1]}

@@ -59,6 +59,14 @@ def test_a_fault_that_stays_ends_the_run():
     assert len(server.requests) == NUM_ATTEMPTS
 
 
+def test_a_page_in_the_place_of_an_answer_is_shown():
+    with (
+        judge_server(lambda count, body: (200, b"<html>", {})) as server,
+        pytest.raises(RunFailed, match=r"\(the response is not JSON, it begins with '<html>'\)"),
+    ):
+        client_of(server).ask(MESSAGES)
+
+
 def test_nobody_listens():
     with socket.socket() as bound:  # so nobody else gets this port
         bound.bind(("127.0.0.1", 0))

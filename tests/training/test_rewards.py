@@ -189,10 +189,16 @@ def test_a_server_that_redirects_is_asked_once(status):
     assert len(asked) == 1
 
 
-def test_a_server_that_answers_with_lists_without_end():
-    body = deep_list(100_000).encode()
-
-    class Deep(CutOff):
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (deep_list(100_000).encode(), "maximum recursion depth exceeded"),
+        (b"<html>hi</html>", r"no scores \(the response is not JSON, it begins with '<html>hi</html>'\)"),
+    ],
+    ids=["lists without end", "a page"],
+)
+def test_a_server_that_answers_with_something_else(body, words):
+    class Other(CutOff):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(200)
@@ -200,9 +206,9 @@ def test_a_server_that_answers_with_lists_without_end():
             self.end_headers()
             self.wfile.write(body)
 
-    server = HTTPServer(("127.0.0.1", 0), Deep)
+    server = HTTPServer(("127.0.0.1", 0), Other)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    with pytest.raises(RunFailed, match="maximum recursion depth exceeded"):
+    with pytest.raises(RunFailed, match=words):
         RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)([])
     server.shutdown()
 

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.core.addresses import api_key
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
-from luthier.core.refusals import NoRedirect, body_of
+from luthier.core.refusals import NoRedirect, body_of, json_of
 from luthier.training.rewards import Answered, checked
 
 API_KEY_VARIABLE = "REWARD_API_KEY"
@@ -49,7 +49,7 @@ class RewardServer:
         for attempt in range(1, NUM_ATTEMPTS + 1):
             try:
                 with opener.open(request, timeout=self.timeout_seconds) as response:
-                    return json.loads(response.read())
+                    return json_of(response.read())
             except HTTPError as fault:
                 reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
                 if fault.code in (401, 403):
