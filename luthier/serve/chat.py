@@ -55,7 +55,7 @@ def prepared(request: ChatRequest, model: ChatModel) -> Chat:
     """Raises `ApiError` for whatever is wrong with the request. Slow for long texts."""
     allowed = None if request.tool_choice == "none" else request.tools
     grammar = forced_grammar(request, model.call_syntax, model.special_tokens)
-    settings = chat_settings(request, model.settings, model.vocab_size, grammar)
+    settings = model.with_special_stops(chat_settings(request, model.settings, model.vocab_size, grammar))
     keys = request.chat_template_kwargs or {}
     if grammar is not None and model.thinking_tags is not None:
         keys = {"enable_thinking": False, **keys}  # a grammar holds from the first token on

@@ -53,7 +53,7 @@ class Completion:
 
 def prepared(request: CompletionRequest, model: ChatModel) -> Completion:
     """Raises `ApiError` for whatever is wrong with the request. Slow for long texts."""
-    settings = completion_settings(request, model.settings, model.vocab_size)
+    settings = model.with_special_stops(completion_settings(request, model.settings, model.vocab_size))
     prompts = [_prompt(prompt, model) for prompt in _listed(request.prompt)]
     return Completion(request, model, prompts, settings)
 

@@ -62,6 +62,13 @@ class ChatModel(ServedModel):
         """The texts of tokens that `skip_special_tokens` leaves out."""
         return special_texts(self.tokenizer)
 
+    def with_special_stops(self, settings: Settings) -> Settings:
+        """A stop text that is a special token ends the answer as a token, since `skip_special_tokens` leaves its text
+        out."""
+        named = [text for text in settings.stop if text in self.special_tokens]
+        ids = [int(token_id) for token_id in self.tokenizer.convert_tokens_to_ids(named)] if named else []
+        return replace(settings, stop_token_ids=(*settings.stop_token_ids, *ids))
+
     def prompt_ids(self, asked: Asked, tools: str, enable_thinking: bool | None) -> list[int]:
         """Raises `ApiError` for a conversation that the chat format cannot write, or that is too long.
 

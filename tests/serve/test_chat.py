@@ -327,3 +327,12 @@ def test_a_fault_of_the_grammar_while_decoding_is_the_field_that_asked_for_it(tm
     assert (whole.status_code, error["param"]) == (400, param) and "fast tokenizer" in error["message"]
     assert stream.status_code == 200 and data_lines(stream)[-1] == {"error": error}
     assert "event: error\n" in stream.text and "[DONE]" not in stream.text
+
+
+@pytest.mark.parametrize(("path", "asked"), [(PATH, {"messages": HI}), ("/v1/completions", {"prompt": "hi"})])
+def test_a_stop_text_that_is_a_special_token_ends_the_answer_as_a_token(server, path, asked):
+    """Its text is left out of the answer, so it is never found there."""
+    url, _, engine = server
+    body = {**asked, "stop": ["<|endoftext|>", "x"], "stop_token_ids": [7]}
+    assert httpx.post(f"{url}{path}", json=body, timeout=60).status_code == 200
+    assert engine.settings[-1].stop_token_ids == (7, 256)
