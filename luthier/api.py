@@ -21,7 +21,7 @@ def train(keys: Mapping[str, Any]) -> "RunResult":
     from luthier.config.load import load_train
     from luthier.core.ending import leave_group_at_end
     from luthier.core.log import set_up
-    from luthier.training.peers import watched
+    from luthier.training.distributed.peers import watched
     from luthier.workflow import training as command
 
     set_up()

@@ -239,7 +239,7 @@ def utilization(world: World, keys: Mapping[str, Any], tokens_per_second: float)
     """Model FLOPs utilization, if the peak of the device is known. Attention within packs is not counted."""
     import torch
 
-    from luthier.training.gauges import peak_flops
+    from luthier.training.watch.gauges import peak_flops
 
     peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     if peak is None:

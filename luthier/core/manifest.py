@@ -31,7 +31,7 @@ RUN_FILE, RECORD, CONSOLE, EXIT, STOP = "board.yaml", "board.json", "console.log
 _APART = re.compile(
     "|".join(map(re.escape, (MANIFEST_NAME, RUN_FILE, RECORD, CONSOLE, EXIT, STOP))) + r"|heartbeat(_\d+)?\.json"
 )
-"""No part of the result. The heartbeat goes when the run has ended (`luthier.training.heartbeat`)."""
+"""No part of the result. The heartbeat goes when the run has ended (`luthier.training.watch.heartbeat`)."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4

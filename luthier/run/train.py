@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     from luthier.config.load import read_source
-    from luthier.training.peers import watched
+    from luthier.training.distributed.peers import watched
     from luthier.workflow.launch.torchrun import end_with_launcher, launch_if_needed
     from luthier.workflow.preflight import load_checked
     from luthier.workflow.training import train

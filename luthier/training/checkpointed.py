@@ -1,4 +1,4 @@
-"""The part of the trainer that saves and resumes: checkpoints, the final weights, and what belongs to them."""
+"""The part of the trainer that saves: checkpoints, the final weights, and what belongs to them."""
 
 import json
 import time
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from peft import PeftModel
-from transformers import Trainer
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
@@ -20,36 +18,24 @@ from luthier.core.log import info, warn
 from luthier.data.ledger import LEDGER_FILE, Ledger
 from luthier.model import save
 from luthier.model.adapters._merge import unwrap
-from luthier.model.adapters._pissa import is_pissa, resume_pissa
-from luthier.model.adapters._series import check_resumed
-from luthier.model.compat.loaded_adapters import keeping_formats
-from luthier.model.compat.split_checkpoints import saving_split_layers
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.media.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
-from luthier.training import arguments, checkpoints, split_state
+from luthier.training import arguments
 from luthier.training.averaged import averaged, leave_averaged
-from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
-from luthier.training.checkpoint_weights import check_filled, checkpoint_mismatch, taking_saved_names
+from luthier.training.callbacks.interrupt import GaveUp
+from luthier.training.checkpoints import split_state, store
+from luthier.training.checkpoints.foreign import TRAINER_STATE
+from luthier.training.checkpoints.shared_save import SharedSave
 from luthier.training.cut_batches import RandomState, can_begin_again
-from luthier.training.engines import (
-    building_operators,
-    count_steps_again,
-    gathering_whole,
-    is_plain_sgd,
-    load_schedule,
-    require_same_engine,
-)
-from luthier.training.foreign_checkpoints import TRAINER_STATE
-from luthier.training.kept_settings import telling_kept_settings
-from luthier.training.nonfinite import NonFiniteWatch
+from luthier.training.distributed.engines import gathering_whole
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
-from luthier.training.resumed_rates import follow_schedule, keeping_rates
-from luthier.training.shared_save import SharedSave
+from luthier.training.resuming import STAGE_STATE_FILE, ResumingTrainer
 from luthier.training.unlogged import KEY as UNLOGGED
 from luthier.training.unlogged import Unlogged
+from luthier.training.watch.nonfinite import NonFiniteWatch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,30 +48,20 @@ MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_
 
 EVALUATION_DUE = "evaluation_due"
 """In `stateful_callbacks` of trainer_state.json: the evaluation at this step was given up."""
-STAGE_STATE_FILE = "stage_state.json"
-"""In a checkpoint: the state of the stage (`luthier.stages.StageState`)."""
 
 
-class CheckpointedTrainer(Trainer):
-    """transformers.Trainer whose checkpoints are whole at every moment; see `luthier.training.checkpoints`."""
+class CheckpointedTrainer(ResumingTrainer):
+    """A trainer whose checkpoints are whole at every moment; see `luthier.training.checkpoints.store`."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts, **words: Any) -> None:
-        with saving_split_layers(args, parts.models.policy):
-            super().__init__(args=args, **words)
-        assert args.output_dir is not None, "the rules require output_dir"
-        self.parts, self.policy, self.output_dir = parts, parts.models.policy, args.output_dir
-        self.stage_state: StageState = {}
-        self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
+        super().__init__(args, parts, **words)
+        self.watch = NonFiniteWatch(parts.tokenizer, Path(self.output_dir))
         self.unsaved: dict[str, Exception] = {}
         """Files beside the weights that could not be saved the last time, and why."""
-        self.not_saved: checkpoints.NotSaved | None = None
+        self.not_saved: store.NotSaved | None = None
         """Why there is no checkpoint of the last save; None if there is one."""
         self.best_saved: tuple[Any, Any, Any] = (None, None, None)
         """Metric, step and folder of the best checkpoint before the last evaluation."""
-        self.last_saved: Path | None = None
-        """The last checkpoint that this run has written or resumed from."""
-        self.stop = StopOnSignal(parts.recovery.save_on_signal_seconds)
-        self.add_callback(self.stop)
         self._after_step: tuple[RandomState, StageState] | None = None
         """Random numbers and the state of the stage after the last whole step, where a step may be given up."""
         self._sums_after_step: Unlogged | None = None
@@ -93,98 +69,7 @@ class CheckpointedTrainer(Trainer):
         self.superseded = list(parts.superseded)
         self.share = SharedSave()
         """The save that is being made."""
-        self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        with building_operators():
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is None:
-            return prepared
-        self._load_from_checkpoint(resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        self._load_learned(Path(resume_from_checkpoint), model)
-        if self.parts.reading is not None:
-            self.parts.reading.restore(Path(resume_from_checkpoint))
-        self.last_saved = Path(resume_from_checkpoint)
-
-    def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
-        """Weights, sampled answers and the state of the stage; with DeepSpeed also the optimizer."""
-        check_resumed(self.policy, checkpoint)
-        require_same_engine(checkpoint, self.accelerator)
-        split_state.require_same_split(checkpoint, is_split=self.is_distributed_loading_by_transformers)
-        with checkpoint_mismatch(str(checkpoint)):
-            if self.is_deepspeed_enabled:
-                whole = not isinstance(self.model, PeftModel)
-                deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint), load_module_strict=whole)
-                count_steps_again(self.model_wrapped.optimizer)
-            elif is_pissa(self.policy):
-                resume_pissa(self.policy, checkpoint)
-            elif self._fills_split_weights:
-                split_state.fill_weights(unwrap(self.policy), checkpoint)
-            else:
-                with taking_saved_names(self.policy, checkpoint), keeping_formats(self.policy):
-                    super()._load_from_checkpoint(str(checkpoint), model)
-        if self.parts.rollouts is not None:
-            self.parts.rollouts.load(checkpoint)
-        saved = checkpoint / STAGE_STATE_FILE
-        self.stage_state = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-
-    @property
-    def _fills_split_weights(self) -> bool:
-        """Whether each process takes its part of whole weights. peft does that for adapters."""
-        return self.is_distributed_loading_by_transformers and not isinstance(self.model, PeftModel)
-
-    def go_back(self) -> Path | None:
-        """Take what was learned from the last checkpoint; the schedule, the rows and the random numbers go on.
-
-        Returns the checkpoint, and None if there is none that all processes can read.
-        """
-        saved = self.last_saved
-        is_there = saved is not None and checkpoints.is_whole(saved)
-        if saved is None or not all(gather_object([is_there])):
-            return None
-        assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
-        with keeping_rates(self.optimizer, self.lr_scheduler):
-            self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
-            self._load_optimizer_and_scheduler(str(saved))
-        if self.parts.rollouts is not None:
-            self.parts.rollouts.rows = []  # of another policy; the next step samples again
-        return saved
-
-    def _load_best_model(self) -> None:
-        if self.stop.was_interrupted:
-            return
-        leave_averaged(self.optimizer)
-        best = self.state.best_model_checkpoint
-        if best is not None:
-            checkpoints.require_whole_best(Path(best))
-        if best is not None and is_pissa(self.policy):
-            resume_pissa(self.policy, Path(best))
-        elif best is not None and self._fills_split_weights:
-            split_state.fill_weights(unwrap(self.policy), Path(best))
-        else:
-            with taking_saved_names(self.policy, Path(best or "")), keeping_formats(self.policy):
-                super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoint_mismatch(checkpoint or ""), telling_kept_settings(self.optimizer, checkpoint):
-            if checkpoint is not None and self.is_fsdp_enabled and is_plain_sgd(self.optimizer):
-                load_schedule(Path(checkpoint), self.optimizer, self.lr_scheduler)
-            elif checkpoint is not None and self.is_distributed_loading_by_transformers:
-                split_state.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-            else:
-                super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            follow_schedule(self.lr_scheduler)
+        self.drafts = Path(self.output_dir, gather_object([draft_name("checkpoints")])[0])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_distributed_loading_by_transformers:
@@ -232,7 +117,7 @@ class CheckpointedTrainer(Trainer):
             self._write_checkpoint(model, trial)
             self.not_saved = None
             self.stop.note_save(time.monotonic() - begin)
-        except checkpoints.NotSaved as fault:
+        except store.NotSaved as fault:
             if self.accelerator.num_processes > 1 and not self._may_miss_checkpoints:
                 raise
             self.not_saved = fault
@@ -256,12 +141,12 @@ class CheckpointedTrainer(Trainer):
         folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
         draft, ledger = self.drafts / folder.name, None
         self.share = share = SharedSave(
-            partial(checkpoints.sentence, folder),
+            partial(store.sentence, folder),
             is_writer=self.args.should_save,
             num_processes=self.accelerator.num_processes,
             goes_on=self._may_miss_checkpoints,
         )
-        with checkpoints.saving(folder), checkpoints.writing(draft, folder, share):
+        with store.saving(folder), store.writing(draft, folder, share):
             # Every process writes here: after the writer has made the folder, before it makes the manifest.
             with share.noting():
                 draft.mkdir(parents=True, exist_ok=True)
@@ -290,7 +175,7 @@ class CheckpointedTrainer(Trainer):
                 write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
             self._remove_superseded(folder)
             best = self.state.best_model_checkpoint
-            checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
+            store.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
         except (OSError, RunFailed) as fault:
             warn(f"{folder} is saved; {fault}")
 
@@ -373,7 +258,7 @@ class CheckpointedTrainer(Trainer):
         leave_averaged(self.optimizer)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
-        with checkpoints.saving(output_dir), gathering_whole(self.accelerator):
+        with store.saving(output_dir), gathering_whole(self.accelerator):
             if self.args.should_save:
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES, outdates=outdates) as folder:
                     self.save_model(str(folder), _internal_call=True)
@@ -389,12 +274,12 @@ class CheckpointedTrainer(Trainer):
         newest = output_dir / f"checkpoint-{self.state.global_step}"
         if best is not None and self.args.save_total_limit == 1:
             newest, best = best, None
-        if self.args.save_total_limit and checkpoints.is_whole(newest):
-            checkpoints.rotate(newest, self.args.save_total_limit, best)
+        if self.args.save_total_limit and store.is_whole(newest):
+            store.rotate(newest, self.args.save_total_limit, best)
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""
         for path in self.superseded:
             if path != saved:
-                (checkpoints.remove if path.is_dir() else remove)(path)
+                (store.remove if path.is_dir() else remove)(path)
         self.superseded = []

@@ -10,8 +10,8 @@ from luthier.core.log import info, warn
 from luthier.model.failed_device import require_working_device
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.training.callbacks.interrupt import GaveUp
-from luthier.training.checkpoints import STATES, missing_states
-from luthier.training.foreign_checkpoints import is_foreign, not_taken_over, require_same_adapter
+from luthier.training.checkpoints.foreign import is_foreign, not_taken_over, require_same_adapter
+from luthier.training.checkpoints.store import STATES, missing_states
 
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer

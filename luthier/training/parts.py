@@ -20,8 +20,8 @@ from luthier.model.media.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.stages import Stage
 from luthier.training.distributed import Collate
+from luthier.training.distributed.sequence_groups import SequenceGroups
 from luthier.training.rollouts import Rollouts
-from luthier.training.sequence_groups import SequenceGroups
 from luthier.training.streaming import StreamReading
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-    from luthier.training.gauges import Gauge
+    from luthier.training.watch.gauges import Gauge
 
 Follow = Callable[[Sized], Callable[[], None]]
 """Items to go through -> what to call after each of them, see `luthier.training.predictions.follow`."""

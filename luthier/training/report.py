@@ -17,7 +17,7 @@ from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, record_again, write_manifest
 from luthier.core.versions import require
 from luthier.data.ledger import EVAL_LEDGER_FILE
-from luthier.training.foreign_checkpoints import TRAINER_STATE
+from luthier.training.checkpoints.foreign import TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -162,7 +162,7 @@ def model_card(
 ) -> str:
     """README.md of the output folder, with the metadata that model hubs read.
 
-    `trained_on`: the entries of `luthier.training.trained_on` if training continued with other rows.
+    `trained_on`: the entries of `luthier.training.checkpoints.trained_on` if training continued with other rows.
     """
     import yaml
 

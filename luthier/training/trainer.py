@@ -11,7 +11,8 @@ One optimizer step, from top to bottom of `StageTrainer`:
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
 
-Steps that run out of memory are in `luthier.training.retrying`, saving and resuming in `luthier.training.checkpointed`.
+Steps that run out of memory are in `luthier.training.retrying`, saving in `luthier.training.checkpointed`,
+resuming in `luthier.training.resuming`.
 """
 
 import math
@@ -42,17 +43,17 @@ from luthier.training.arguments import accepted, tell_long_warm_up
 from luthier.training.averaged import averaged
 from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
+from luthier.training.distributed.sequence_groups import rows_by_group
 from luthier.training.hub import creating_repository
-from luthier.training.left_out import KEY, LeftOut
 from luthier.training.loader_workers import serve
-from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
 from luthier.training.predictions import follow
 from luthier.training.retrying import RetryingTrainer, size_of
 from luthier.training.row_lengths import as_long_as
-from luthier.training.sequence_groups import rows_by_group
 from luthier.training.unlogged import Unlogged
-from luthier.training.waiting import Waiting
+from luthier.training.watch.left_out import KEY, LeftOut
+from luthier.training.watch.nonfinite import listed
+from luthier.training.watch.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,8 +13,8 @@ from luthier.workflow.text import TextSide
 if TYPE_CHECKING:
     from luthier.data.ledger import Ledger
     from luthier.data.prepare import PreparedData
+    from luthier.training.checkpoints.trained_on import TrainedOn
     from luthier.training.fit import RunResult
-    from luthier.training.trained_on import TrainedOn
     from luthier.training.trainer import StageTrainer
     from luthier.workflow.plan.foresight import Foresight
 
@@ -142,9 +142,9 @@ def fit_and_report_data(
 
     from luthier.core.files import write_atomically
     from luthier.data.ledger import LEDGER_FILE
+    from luthier.training.checkpoints.trained_on import NoteRows
     from luthier.training.fit import fit
     from luthier.training.report import describes_step, nothing_trained
-    from luthier.training.trained_on import NoteRows
 
     report = output_dir / LEDGER_FILE
     earlier = report.read_text(encoding="utf-8") if report.is_file() else None
@@ -175,7 +175,7 @@ def facts_of(
     """For the manifest: seed, data, model and settings that the weights were trained with."""
     from luthier.model.loading.loaded import resolved_settings
     from luthier.model.modules import unwrap
-    from luthier.training.trained_on import KEY
+    from luthier.training.checkpoints.trained_on import KEY
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],
@@ -201,7 +201,7 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
 
 def resume_hint(run: TrainRun, output_dir: Path, step: int) -> str:
     """How to resume a run that was stopped after `step`."""
-    from luthier.training.checkpoints import newest_whole
+    from luthier.training.checkpoints.store import newest_whole
 
     checkpoint = newest_whole(output_dir, until_step=step)
     if checkpoint is None:

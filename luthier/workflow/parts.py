@@ -17,13 +17,13 @@ from luthier.model.sequence_parallel import spread_tokens
 from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
-from luthier.training.gauges import Utilization, gauges_of
+from luthier.training.distributed.sequence_groups import SequenceGroups, sequence_groups
 from luthier.training.media_features import NO_MEDIA, FeatureKeeper
 from luthier.training.optimizers import chosen
 from luthier.training.parts import TaskMetrics, TrainingParts, collator, layout_of, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
-from luthier.training.sequence_groups import SequenceGroups, sequence_groups
 from luthier.training.streaming import StreamReading
+from luthier.training.watch.gauges import Utilization, gauges_of
 from luthier.workflow.frozen_models import (
     frozen_models,
     isolate_all,

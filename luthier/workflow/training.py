@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
     from luthier.training.fit import RunResult
-    from luthier.training.heartbeat import Heartbeat
+    from luthier.training.watch.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ def _train_alone(run: TrainRun) -> "RunResult":
     output_dir = Path(run.training["output_dir"])
     with without_collection():
         from luthier.core.machine import detect
-        from luthier.training.checkpoints import tidy
+        from luthier.training.checkpoints.store import tidy
         from luthier.training.determinism import restoring_kernels
-        from luthier.training.heartbeat import Heartbeat
+        from luthier.training.watch.heartbeat import Heartbeat
     if under_megatron(run):
         with restoring_kernels():
             return train_with_megatron(run, detect())
@@ -96,12 +96,12 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from luthier.data.prepare import prepare
         from luthier.training.arguments import require_batch, training_arguments
         from luthier.training.callbacks.upload import UploadCheckpoints
-        from luthier.training.checkpoints import checkpoints_in, step_of
-        from luthier.training.engines import loading_whole, require_one_start
+        from luthier.training.checkpoints.row_order import NoteOrder, order_of
+        from luthier.training.checkpoints.store import checkpoints_in, step_of
+        from luthier.training.checkpoints.trained_on import compare_rows
+        from luthier.training.distributed.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step, descriptions_in
-        from luthier.training.row_order import NoteOrder, order_of
-        from luthier.training.trained_on import compare_rows
         from luthier.training.trainer import StageTrainer
         from luthier.workflow.eval_tasks import task_metrics
         from luthier.workflow.parts import make_parts
@@ -151,7 +151,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     """The checkpoint to resume from, if any. Creates `output_dir`; raises before anything expensive starts."""
     from luthier.core.files import require_apart, require_writable
-    from luthier.training.checkpoints import checkpoints_in, resume_point, tidy
+    from luthier.training.checkpoints.store import checkpoints_in, resume_point, tidy
 
     requested, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
     tidy(output_dir)

@@ -13,16 +13,16 @@ from luthier.core.errors import LuthierError, OutputError
 from luthier.core.files import save_folder_atomically
 from luthier.core.manifest import write_manifest
 from luthier.run.verify import main as verify
-from luthier.training import checkpoints
-from luthier.training.checkpoints import fault_of, newest_whole, resume_point, rotate, tidy
+from luthier.training.checkpoints import store
+from luthier.training.checkpoints.store import fault_of, newest_whole, resume_point, rotate, tidy
 from tests.killing import watching
 from tests.power_cut import recorded
-from tests.training.test_checkpoints import BEFORE, content_of, listing, save
+from tests.training.checkpoints.test_store import BEFORE, content_of, listing, save
 
 
 @pytest.fixture(autouse=True)
 def a_new_process(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_known_whole", {})
+    monkeypatch.setattr(store, "_known_whole", {})
 
 
 def cut(path: Path, chance: random.Random) -> None:
@@ -149,7 +149,7 @@ def test_a_power_cut_never_costs_both_the_old_and_the_new_checkpoint(tmp_path, s
         tidy(after)
         found = newest_whole(after)
         outcomes = [(3, "new")] if is_complete else [(3, "new"), (BEFORE[steps][-1], "old")]
-        assert found is not None and (checkpoints.step_of(found), content_of(found)) in outcomes, changes[-3:]
+        assert found is not None and (store.step_of(found), content_of(found)) in outcomes, changes[-3:]
         shutil.rmtree(after)
         shutil.rmtree(out)
         if is_complete:
@@ -168,7 +168,7 @@ def test_a_power_cut_after_the_last_save_keeps_the_weights_or_the_checkpoint(tmp
             with watching(out, kill_at) as changes:
                 with save_folder_atomically(out, replaces=("model*.safetensors",)) as folder:
                     (folder / "model.safetensors").write_text("new")
-                checkpoints.remove(out / "checkpoint-3")
+                store.remove(out / "checkpoint-3")
             after = getattr(disk, survivors)(tmp_path / "after")
         is_complete = len(changes) < kill_at
         assert (after / "model.safetensors").read_text() == "new" or (

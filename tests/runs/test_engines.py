@@ -20,7 +20,7 @@ from filelock import FileLock
 
 import luthier
 from luthier.core.errors import OutputError
-from luthier.training.engines import DDP, DEEPSPEED, FSDP, saved_by
+from luthier.training.distributed.engines import DDP, DEEPSPEED, FSDP, saved_by
 from tests import killable
 from tests.matrix import representatives
 from tests.small_world import losses, small_world

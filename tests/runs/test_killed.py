@@ -22,8 +22,8 @@ from transformers.trainer_jit_checkpoint import CheckpointManager
 import luthier
 from luthier.core.errors import RunFailed
 from luthier.core.manifest import verify_folder
-from luthier.training import checkpoints
-from luthier.training.checkpoints import checkpoints_in, newest_whole
+from luthier.training.checkpoints import store
+from luthier.training.checkpoints.store import checkpoints_in, newest_whole
 from luthier.training.trainer import StageTrainer
 from tests.killing import watching
 from tests.matrix import representatives
@@ -123,7 +123,7 @@ def test_a_save_that_is_killed_before_any_change_of_a_file(world, tmp_path, monk
     monkeypatch.setattr(StageTrainer, "_save_checkpoint", save)
     assert len(places) > 20
     for place in places:
-        checkpoints.tidy(place)
+        store.tidy(place)
         found = newest_whole(place)
         assert found is not None and found.name in ("checkpoint-2", "checkpoint-3")
         assert all(verify_folder(folder) == [] for folder in checkpoints_in(place))
@@ -144,17 +144,17 @@ def test_a_kill_between_the_last_checkpoint_and_the_removal_of_the_oldest(world,
     """No later save removes it: the end of the resumed run does."""
     keys, out = {**keys_of(world, "sft"), **more}, tmp_path / "out"
     luthier.train({**keys, "output_dir": str(tmp_path / "whole")})
-    rotate = checkpoints.rotate
+    rotate = store.rotate
 
     def killed(newest: Path, limit: int | None, best: Path | None) -> None:
-        if checkpoints.step_of(newest) == STEPS:
+        if store.step_of(newest) == STEPS:
             raise Killed
         rotate(newest, limit, best)
 
-    monkeypatch.setattr(checkpoints, "rotate", killed)
+    monkeypatch.setattr(store, "rotate", killed)
     with pytest.raises(Killed):
         luthier.train({**keys, "output_dir": str(out)})
-    monkeypatch.setattr(checkpoints, "rotate", rotate)
+    monkeypatch.setattr(store, "rotate", rotate)
     assert len(checkpoints_in(out)) > 1
     luthier.train({**keys, "output_dir": str(out)})
     for name in ("train_results.json", "all_results.json"):  # metrics of training, which nothing makes again
@@ -191,7 +191,7 @@ def test_the_best_checkpoint_stays_while_others_go_and_the_newest_goes_last(worl
     kept, log, out = [], StageTrainer.log, tmp_path / "out"
 
     def noted(trainer: StageTrainer, *args: Any) -> None:
-        kept.append({checkpoints.step_of(folder) for folder in checkpoints_in(out)})
+        kept.append({store.step_of(folder) for folder in checkpoints_in(out)})
         log(trainer, *args)
 
     monkeypatch.setattr(StageTrainer, "log", noted)
@@ -298,15 +298,15 @@ def test_a_run_that_is_killed_again_and_again(world, tmp_path, kind, limit, num_
         process = started(run_files["out"], num_processes)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            steps = [checkpoints.step_of(folder) for folder in checkpoints_in(out)]
+            steps = [store.step_of(folder) for folder in checkpoints_in(out)]
             if max(steps, default=0) > reached:
                 break
             time.sleep(0.01)
         time.sleep(chance.random() / 5)
         kill(process)
         found = newest_whole(out)
-        assert found is not None and checkpoints.step_of(found) >= reached
-        reached = checkpoints.step_of(found)
+        assert found is not None and store.step_of(found) >= reached
+        reached = store.step_of(found)
     assert started(run_files["out"], num_processes).wait(300) == 0
     assert_same_end(out, tmp_path / "whole", is_streamed=kind == "streamed")
 

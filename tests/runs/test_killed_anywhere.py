@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from luthier.core.drafts import is_draft
 from luthier.core.manifest import verify_folder
-from luthier.training.checkpoints import checkpoints_in, newest_whole, step_of
+from luthier.training.checkpoints.store import checkpoints_in, newest_whole, step_of
 from tests import killable
 from tests.matrix import representatives
 from tests.small_world import small_world

@@ -22,7 +22,7 @@ from luthier.data.rows import maker
 from luthier.training.callbacks import interrupt
 from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.callbacks.progress import ProgressBar
-from luthier.training.checkpoints import checkpoints_in
+from luthier.training.checkpoints.store import checkpoints_in
 from luthier.training.trainer import StageTrainer
 from tests import killable
 from tests.matrix import representatives

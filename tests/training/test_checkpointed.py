@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import luthier
 from luthier.core.errors import RunFailed
-from luthier.training import checkpointed, checkpoints
+from luthier.training import checkpointed
+from luthier.training.checkpoints import store
 from tests.small_world import small_world
 
 ADAPTER = "adapter_model.safetensors"
@@ -38,16 +38,16 @@ def world(tmp_path_factory) -> dict[str, Any]:
 @pytest.fixture
 def full_at(monkeypatch) -> Callable[..., None]:
     """Lets the checkpoints of these steps fail when their files are flushed, after all of them were written."""
-    sync = checkpoints.sync
+    sync = store.sync
 
     def fail_at(*steps: int, before: Callable[[], Any] = lambda: None) -> None:
         def on_a_full_disk(draft: Path) -> None:
-            if checkpoints.step_of(draft) in steps:
+            if store.step_of(draft) in steps:
                 before()
                 raise OSError(errno.ENOSPC, "No space left on device")
             sync(draft)
 
-        monkeypatch.setattr(checkpoints, "sync", on_a_full_disk)
+        monkeypatch.setattr(store, "sync", on_a_full_disk)
 
     return fail_at
 
@@ -83,18 +83,6 @@ def test_the_best_of_the_checkpoints_that_are_there_is_loaded(world, tmp_path, f
     final = trained(world, tmp_path / "out", **BEST)
     saved = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
     assert all((final[name] == saved[name]).all() for name in saved)
-
-
-@pytest.mark.parametrize("finetuning_type", ["lora", "oft"])
-def test_the_best_adapter_keeps_its_format(world, tmp_path, finetuning_type):
-    adapter = {"oft_block_size": 16} if finetuning_type == "oft" else {}
-    keys = {**BEST, "finetuning_type": finetuning_type, **adapter, "pure_bf16": True, "additional_target": "norm"}
-    result = luthier.train({**world, **keys, "output_dir": str(tmp_path / "out")})
-    steps = {logs["step"]: logs["eval_loss"] for logs in result.log_history if "eval_loss" in logs}
-    best = load_file(tmp_path / "out" / f"checkpoint-{min(steps, key=steps.__getitem__)}" / ADAPTER)
-    final = load_file(tmp_path / "out" / ADAPTER)
-    assert {weight.dtype for weight in final.values()} == {torch.bfloat16}
-    assert all(torch.equal(final[name], best[name]) for name in best) and final.keys() == best.keys()
 
 
 def test_a_stop_whose_checkpoint_cannot_be_saved_is_a_failure(world, tmp_path, full_at):
@@ -135,7 +123,7 @@ def test_several_processes_with_deepspeed_end_with_the_last_checkpoint(world, tm
     def fail(trainer: Any, *arguments: Any) -> None:
         monkeypatch.setattr(Accelerator, "num_processes", 2)
         trainer.is_deepspeed_enabled = True
-        raise checkpoints.NotSaved("cannot save")
+        raise store.NotSaved("cannot save")
 
     monkeypatch.setattr(checkpointed.CheckpointedTrainer, "_write_checkpoint", fail)
     with pytest.raises(RunFailed, match=r"^cannot save -> free some space or choose another output_dir"):

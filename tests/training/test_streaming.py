@@ -19,7 +19,7 @@ import luthier
 from luthier.cli import main
 from luthier.core.errors import DataError
 from luthier.core.manifest import read_manifest, verify_folder
-from luthier.training.checkpoints import newest_whole
+from luthier.training.checkpoints.store import newest_whole
 from luthier.training.trainer import StageTrainer
 from tests import killable
 from tests.matrix import representatives

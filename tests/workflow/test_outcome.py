@@ -25,7 +25,7 @@ def run_with(**keys: Any) -> Any:
 )
 def test_a_stopped_run_says_how_to_resume(tmp_path, monkeypatch, keys, text):
     saved = tmp_path / "checkpoint-2"
-    monkeypatch.setattr("luthier.training.checkpoints.newest_whole", lambda folder, until_step: saved)
+    monkeypatch.setattr("luthier.training.checkpoints.store.newest_whole", lambda folder, until_step: saved)
     assert resume_hint(run_with(**keys), tmp_path, 2) == f"stopped: {saved} is saved -> {text.format(saved)}"
 
 

@@ -1,7 +1,8 @@
 """Checkpoints of models whose layers are split as they are read.
 
 `Trainer.__init__` (transformers 5.24.0, `trainer.py`) refuses to save more than their weights, since it cannot save the
-state of their optimizer. `luthier.training.split_state` does that. So the trainer is made as if it saved weights alone.
+state of their optimizer. `luthier.training.checkpoints.split_state` does that. So the trainer is made as if it saved
+weights alone.
 """
 
 from collections.abc import Iterator

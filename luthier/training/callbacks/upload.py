@@ -19,7 +19,7 @@ from transformers.trainer_utils import HubStrategy
 
 from luthier.core.drafts import draft_name, remove
 from luthier.core.log import info, warn
-from luthier.training.checkpoints import CHECKPOINT_PREFIX
+from luthier.training.checkpoints.store import CHECKPOINT_PREFIX
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.training.peers import read_place
+from luthier.training.distributed.peers import read_place
 
 SHOWN_LINES = 8
 """Shown of the log of a process that failed."""

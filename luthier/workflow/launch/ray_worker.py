@@ -153,7 +153,7 @@ def where_to_go_on(keys: Mapping[str, Any], earlier: Mapping[str, int]) -> dict[
 
     `earlier`: checkpoint -> time of its manifest, of those that were there before the run began.
     """
-    from luthier.training.checkpoints import checkpoints_in, fault_of, step_of
+    from luthier.training.checkpoints.store import checkpoints_in, fault_of, step_of
 
     resumes = str(keys.get("resume_from_checkpoint") or "").lower()
     if not keys.get("overwrite_output_dir") and resumes in ("", "true", "false"):

@@ -164,7 +164,7 @@ def checkpoints_to_continue(run: "TrainRun") -> str | None:
     Makes `output_dir`. Raises `OutputError` if it cannot be written, or has a model or checkpoints that would be lost.
     """
     from luthier.core.errors import OutputError
-    from luthier.training.checkpoints import require_no_weights
+    from luthier.training.checkpoints.store import require_no_weights
 
     if (named := named_checkpoint(run)) is not None:
         return named

@@ -130,7 +130,7 @@ def resume_point(run: "TrainRun") -> str | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    from luthier.training.checkpoints import require_no_weights
+    from luthier.training.checkpoints.store import require_no_weights
 
     if (named := named_checkpoint(run)) is not None:
         return named

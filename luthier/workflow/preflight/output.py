@@ -16,7 +16,7 @@ from luthier.config.runs import EvalRun, ExportRun, Run, TrainRun
 from luthier.core.errors import OutputError, Problem
 from luthier.core.files import require_apart, require_no_file, require_no_folder
 from luthier.evals.results import COMPARISON_FILE, SUMMARY_FILE, require_unfinished
-from luthier.training.checkpoints import NoCheckpoint, checkpoints_in, find_resume_point
+from luthier.training.checkpoints.store import NoCheckpoint, checkpoints_in, find_resume_point
 from luthier.workflow.export import require_unused
 
 RESUME = "resume_from_checkpoint"

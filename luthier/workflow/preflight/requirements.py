@@ -29,7 +29,7 @@ from luthier.model.quantization._prequantized import (
 )
 from luthier.model.tokenizer import read_new_special_tokens
 from luthier.stages._reward import RewardConfig
-from luthier.training.checkpoints import FROM_SCRATCH, NO_FOLDER, checkpoints_in, none_in, others_than
+from luthier.training.checkpoints.store import FROM_SCRATCH, NO_FOLDER, checkpoints_in, none_in, others_than
 from luthier.workflow.megatron import bridge, mcore
 
 TRACKER_MODULES = {

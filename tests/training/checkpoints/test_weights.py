@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luthier.core.errors import RunFailed
-from luthier.training.checkpoint_weights import check_filled
+from luthier.training.checkpoints.weights import check_filled
 
 
 def test_tied_and_never_saved_weights_and_the_value_head_are_not_missing():

@@ -12,8 +12,8 @@ import luthier
 from luthier.data.collate import model_inputs, pad_rows
 from luthier.data.shared_prefixes import concatenate_sharing_prefixes
 from luthier.model.attention import isolate_samples
-from luthier.training.gauges import Utilization, gauges_of, peak_flops, training_flops
 from luthier.training.trainer import StageTrainer
+from luthier.training.watch.gauges import Utilization, gauges_of, peak_flops, training_flops
 from tests.small_world import small_world
 from tests.training.optimizers.worlds import tiny_model
 
@@ -44,7 +44,7 @@ def test_utilization_counts_what_training_computes(monkeypatch):
     gauge.on_train_begin(None, None, None, model=model)
     assert gauge() == {}
     clock = [100.0]
-    monkeypatch.setattr("luthier.training.gauges.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("luthier.training.watch.gauges.time.monotonic", lambda: clock[0])
     model.train()(**model_inputs(pad_rows(ROWS, 0)))
     with torch.no_grad():
         model(**model_inputs(pad_rows(ROWS, 0)))

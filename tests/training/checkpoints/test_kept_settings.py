@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from luthier.training.kept_settings import telling_kept_settings
+from luthier.training.checkpoints.kept_settings import telling_kept_settings
 
 
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     messages: list[str] = []
-    monkeypatch.setattr("luthier.training.kept_settings.warn", messages.append)
+    monkeypatch.setattr("luthier.training.checkpoints.kept_settings.warn", messages.append)
     return messages
 
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from luthier.core.errors import OutputError
 from luthier.core.log import warn
-from luthier.training.foreign_checkpoints import OWN_ENTRY, TRAINER_STATE
+from luthier.training.checkpoints.foreign import OWN_ENTRY, TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun

@@ -27,7 +27,7 @@ PLACE_FILE = "place.json"
 """Where a process is: {"place", "lost_peer", "time"}."""
 STEP_SECONDS, BEAT_SECONDS, SILENCE_SECONDS = 1.0, 10.0, 300.0
 """How often the place is written, how often a process says that it is alive, and how long it may be silent."""
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 _LOST, _DONE = "luthier/lost", "done"
 _OF_NETWORK = ("gloo/transport", "Gloo", "NCCL", "Socket", "TCPStore", "Connection reset", "Connection closed")
 """Words in the `RuntimeError` of a collective operation whose other side has gone."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import OutputError
 from luthier.model.tensor_parallel import read_split, split_like, whole
-from luthier.training.checkpoint_weights import check_filled
+from luthier.training.checkpoints.weights import check_filled
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.training.spikes import LEAST_STEPS, WINDOW_STEPS, Spikes
+from luthier.training.watch.spikes import LEAST_STEPS, WINDOW_STEPS, Spikes
 
 
 def after(losses: list[float]) -> Spikes:

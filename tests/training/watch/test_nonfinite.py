@@ -7,7 +7,7 @@ import torch
 
 from luthier.core.errors import RunFailed
 from luthier.data.collate import SLICE_START
-from luthier.training.nonfinite import NonFiniteWatch
+from luthier.training.watch.nonfinite import NonFiniteWatch
 from tests.tiny import byte_tokenizer
 
 

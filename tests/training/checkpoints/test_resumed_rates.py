@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import get_scheduler
 
-from luthier.training.resumed_rates import follow_schedule, keeping_rates
+from luthier.training.checkpoints.resumed_rates import follow_schedule, keeping_rates
 
 
 def at_step(step: int, num_steps: int, name: str = "cosine", rate: float = 0.1):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TRAINER_STATE, PICKLE = "trainer_state.json", "training_args.bin"
 OWN_ENTRY = "trained_on"
-"""In `stateful_callbacks` of every state that luthier writes (`luthier.training.trained_on`)."""
+"""In `stateful_callbacks` of every state that luthier writes (`luthier.training.checkpoints.trained_on`)."""
 WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin")
 SHARD_PATTERNS = ("global_step*", "pytorch_model_fsdp*")
 """What DeepSpeed and FSDP write in place of whole weights."""

@@ -11,10 +11,10 @@ import pytest
 from luthier.core.drafts import this_host
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.manifest import verify_folder, write_manifest
-from luthier.training import checkpoints
-from luthier.training.checkpoints import fault_of, newest_whole, resume_point, rotate, tidy, writing
-from luthier.training.shared_save import SharedSave
-from luthier.training.trained_on import KEY
+from luthier.training.checkpoints import store
+from luthier.training.checkpoints.shared_save import SharedSave
+from luthier.training.checkpoints.store import fault_of, newest_whole, resume_point, rotate, tidy, writing
+from luthier.training.checkpoints.trained_on import KEY
 from tests.killing import watching
 from tests.matrix import representatives
 
@@ -56,7 +56,7 @@ def damaged(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def a_new_process(monkeypatch):
     """What this process has verified before is not known to the next one."""
-    monkeypatch.setattr(checkpoints, "_known_whole", {})
+    monkeypatch.setattr(store, "_known_whole", {})
 
 
 BEFORE = {"one": [1], "two": [1, 2], "the same step": [1, 3]}
@@ -88,7 +88,7 @@ def test_wherever_a_save_is_cut_short_a_whole_checkpoint_is_there(tmp_path, monk
             tidy(again)
             found = newest_whole(again)
             outcomes = [(3, "new")] if is_complete else [(3, "new"), (BEFORE[steps][-1], "old")]
-            assert found is not None and (checkpoints.step_of(found), content_of(found)) in outcomes
+            assert found is not None and (store.step_of(found), content_of(found)) in outcomes
             assert all(name.startswith("checkpoint-") and not fault_of(again / name) for name in listing(again))
             shutil.rmtree(again)
             if len(tidied) < second:
@@ -133,7 +133,7 @@ def test_only_whole_checkpoints_count_and_the_newest_and_the_best_stay(tmp_path,
     (save(tmp_path, 99) / "manifest.json").unlink()
     save(tmp_path, 101, limit=limit, best=tmp_path / "checkpoint-2")
     kept = {1: [], 2: [], 3: [10]}[limit]
-    assert {path.name for path in checkpoints.checkpoints_in(tmp_path)} == {
+    assert {path.name for path in store.checkpoints_in(tmp_path)} == {
         f"checkpoint-{step}" for step in (2, 99, 100, 101, *kept)
     }
 
@@ -248,9 +248,9 @@ def test_a_verified_folder_that_is_no_checkpoint_is_not_resumed_from(tmp_path):
 def test_a_checkpoint_changed_after_it_was_written_no_longer_counts(tmp_path):
     save(tmp_path, 1)
     last = save(tmp_path, 2)
-    assert checkpoints.is_whole(last)
+    assert store.is_whole(last)
     damaged(last)
-    assert not checkpoints.is_whole(last)
+    assert not store.is_whole(last)
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_a_rename_that_fails_puts_the_earlier_checkpoint_back(tmp_path, monkeypa
     monkeypatch.setattr(Path, "replace", fails_once)
     with (
         pytest.raises(RunFailed, match=f"No space left .* complete checkpoint is {folder}"),
-        checkpoints.saving(folder),
+        store.saving(folder),
     ):
         save(tmp_path, 4)
     assert content_of(folder) == "old" and verify_folder(folder) == []
@@ -320,9 +320,9 @@ def test_a_rename_that_fails_puts_the_earlier_checkpoint_back(tmp_path, monkeypa
 def test_states_that_a_checkpoint_does_not_hold(tmp_path, lost, missing):
     for name in {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json"} - set(lost):
         (tmp_path / name).write_text(json.dumps({}))
-    assert checkpoints.missing_states(tmp_path) == missing
+    assert store.missing_states(tmp_path) == missing
 
 
 def test_a_folder_of_deepspeed_holds_optimizer_and_schedule(tmp_path):
     (tmp_path / "global_step4").mkdir()
-    assert checkpoints.missing_states(tmp_path) == ["random numbers"]
+    assert store.missing_states(tmp_path) == ["random numbers"]

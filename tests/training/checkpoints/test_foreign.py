@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 import luthier
 from luthier.cli import main
 from luthier.core.errors import OutputError
-from luthier.training.checkpoints import resume_point
-from luthier.training.foreign_checkpoints import is_foreign
-from luthier.training.trained_on import KEY
+from luthier.training.checkpoints.foreign import is_foreign
+from luthier.training.checkpoints.store import resume_point
+from luthier.training.checkpoints.trained_on import KEY
 from luthier.training.trainer import StageTrainer
 from tests.small_world import losses, small_world
 

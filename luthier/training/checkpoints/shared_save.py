@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from luthier.core.files import DiskFaults
-from luthier.training.checkpoints import NotSaved
+from luthier.training.checkpoints.store import NotSaved
 
 
 class SharedSave:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from luthier.core.errors import OutputError
-from luthier.training.split_state import (
+from luthier.training.checkpoints.split_state import (
     SPLIT_OPTIMIZER,
     WHOLE_OPTIMIZER,
     load_optimizer,

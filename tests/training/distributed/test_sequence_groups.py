@@ -11,7 +11,7 @@ from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 
-from luthier.training.sequence_groups import SequenceGroups, rows_by_group, sequence_groups
+from luthier.training.distributed.sequence_groups import SequenceGroups, rows_by_group, sequence_groups
 
 CPU = torch.device("cpu")
 

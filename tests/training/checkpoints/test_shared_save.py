@@ -12,9 +12,9 @@ import torch
 import yaml
 
 import luthier
-from luthier.training import shared_save
-from luthier.training.checkpoints import NotSaved, fault_of
-from luthier.training.shared_save import SharedSave
+from luthier.training.checkpoints import shared_save
+from luthier.training.checkpoints.shared_save import SharedSave
+from luthier.training.checkpoints.store import NotSaved, fault_of
 from tests.small_world import losses, small_world
 
 FSDP = {"fsdp": True, "fsdp_config": {"fsdp_state_dict_type": "FULL_STATE_DICT"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.training.waiting import Waiting
+from luthier.training.watch.waiting import Waiting
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
 def test_only_the_time_of_the_iterator_counts(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("luthier.training.waiting.time", clock)
+    monkeypatch.setattr("luthier.training.watch.waiting.time", clock)
     waiting = Waiting()
 
     def slow():

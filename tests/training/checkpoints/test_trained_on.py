@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from luthier.core.errors import OutputError
-from luthier.training.trained_on import KEY, NoteRows, TrainedOn, trained_on
+from luthier.training.checkpoints.trained_on import KEY, NoteRows, TrainedOn, trained_on
 
 A = {"rows": "a", "num_rows": 4, "keys": {"dataset": "one"}}
 B = {"rows": "b", "num_rows": 4, "keys": {"dataset": "two"}}

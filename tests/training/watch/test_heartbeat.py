@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 import luthier
-from luthier.training import heartbeat
-from luthier.training.heartbeat import Heartbeat
 from luthier.training.trainer import StageTrainer
+from luthier.training.watch import heartbeat
+from luthier.training.watch.heartbeat import Heartbeat
 from tests.small_world import small_world
 from tests.waiting import until
 

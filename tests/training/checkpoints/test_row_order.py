@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from luthier.config.load import load_train
-from luthier.training.row_order import KEY, NoteOrder, order_of
+from luthier.training.checkpoints.row_order import KEY, NoteOrder, order_of
 from tests.small_world import WAYS, small_world
 
 ORDER = {"num_generations": 1, "rows of a step": 8, "seed": 1, "train_sampling_strategy": "random"}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.core.errors import RunFailed
 from luthier.core.manifest import verify_folder
-from luthier.training.left_out import KEY, LeftOut
 from luthier.training.trainer import StageTrainer
+from luthier.training.watch.left_out import KEY, LeftOut
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 from tests.tiny import byte_tokenizer, tiny_llama

@@ -11,8 +11,8 @@ import torch
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import SLICE_START
-from luthier.training.checkpoints import newest_whole
-from luthier.training.spikes import Spikes
+from luthier.training.checkpoints.store import newest_whole
+from luthier.training.watch.spikes import Spikes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -24,10 +24,10 @@ from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
-from luthier.training.foreign_checkpoints import TRAINER_STATE, WEIGHT_PATTERNS, is_readable_foreign
+from luthier.training.checkpoints.foreign import TRAINER_STATE, WEIGHT_PATTERNS, is_readable_foreign
 
 if TYPE_CHECKING:
-    from luthier.training.shared_save import SharedSave
+    from luthier.training.checkpoints.shared_save import SharedSave
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STATES = {

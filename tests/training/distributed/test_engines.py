@@ -6,7 +6,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from luthier.core.errors import MissingExtra, OutputError
-from luthier.training.engines import (
+from luthier.training.distributed.engines import (
     DDP,
     DEEPSPEED,
     FSDP,
