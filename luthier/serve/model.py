@@ -66,7 +66,7 @@ class ChatModel(ServedModel):
         """A stop text that is a special token ends the answer as a token, since `skip_special_tokens` leaves its text
         out."""
         named = [text for text in settings.stop if text in self.special_tokens]
-        ids = [int(token_id) for token_id in self.tokenizer.convert_tokens_to_ids(named)] if named else []
+        ids: Any = map(self.tokenizer.convert_tokens_to_ids, named)
         return replace(settings, stop_token_ids=(*settings.stop_token_ids, *ids))
 
     def prompt_ids(self, asked: Asked, tools: str, enable_thinking: bool | None) -> list[int]:
