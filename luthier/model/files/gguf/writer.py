@@ -163,12 +163,9 @@ def _add_hyperparameters(writer: "GGUFWriter", config: "PreTrainedConfig", layou
         writer.add_rope_scaling_factor(float(rope["factor"]))
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(int(original))
-        for name, add_bound in (
-            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
-            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
-        ):
-            if rope.get(name) is not None:
-                add_bound(float(rope[name]))
+        for bound in ("beta_fast", "beta_slow"):  # gguf 0.17 has no functions for these
+            if rope.get(bound) is not None:
+                writer.add_float32(f"{layout.architecture}.rope.scaling.yarn_{bound}", float(rope[bound]))
 
 
 def _add_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: "PreTrainedTokenizerBase") -> None:
