@@ -7,7 +7,7 @@ decays can be kept. Embeddings, the output head, biases and norms are trained wi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import ADAMW, Optimizer, only_optimizer, requires_optim, requires_whole_weights
@@ -30,14 +30,20 @@ RULES = Rules((only_optimizer("use_muon"), *requires_whole_weights("use_muon"), 
 def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> "TorchOptimizer":
     import torch
 
+    from luthier.model.compat.muon_cpu import orthogonalizing_fast
     from luthier.training.optimizers._combined import CombinedOptimizer
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups
+
+    class Muon(torch.optim.Muon):
+        def step(self, closure: Any = None) -> Any:
+            with orthogonalizing_fast():
+                return super().step(closure)
 
     groups = parameter_groups(model, args.weight_decay, is_hidden_matrix)
     parts: list[TorchOptimizer] = []
     if True in groups:
         # Each group sets its weight decay; torch's default would be 0.1.
-        parts.append(torch.optim.Muon(groups[True], lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon(groups[True], lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"))
     if False in groups:
         parts.append(base_optimizer(model, args)(groups[False]))
     return CombinedOptimizer(parts)

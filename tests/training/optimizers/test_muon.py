@@ -6,12 +6,14 @@ from transformers import get_scheduler
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
+from luthier.model.kernels import products
 from luthier.training.optimizers.muon import is_hidden_matrix
 from tests.training.optimizers.test_loraplus import RUN
 from tests.training.optimizers.worlds import arguments, assert_resumes, built, fill_gradients, tiny_model, weights
 
 
-def test_each_weight_steps_as_in_torch(tmp_path):
+def test_each_weight_steps_as_in_torch(monkeypatch, tmp_path):
+    monkeypatch.setattr(products, "has_half_kernel", lambda dtype: True)  # else its products are in float32
     model, by_hand = tiny_model(), tiny_model()
     optimizer = built("muon", model, arguments(tmp_path, weight_decay=0.1), use_muon=True)
     named = dict(by_hand.named_parameters())
