@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 
+LEAST_SPREAD = 1e-9
+"""Equal rewards deviate by less from their mean, by rounding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One row of the table above."""
@@ -156,6 +160,17 @@ def loss(
     return LossOutput((losses * batch["weights"]).sum(), metrics)
 
 
+def warns(means: Mapping[str, float]) -> str:
+    """Of steps in which no answer was better than another one."""
+    if means.get("reward_spread", 1.0) > LEAST_SPREAD:
+        return ""
+    return (
+        "all answers to a prompt got the same reward (reward_spread: 0) in the last lines of the log, so nothing was"
+        " learned from them"
+        " -> use rewards that tell answers apart, or raise temperature"
+    )
+
+
 def units(batch: Mapping[str, Any]) -> float:
     return float(batch["units"])
 
@@ -178,6 +193,6 @@ STAGE = Stage(
     units=units,
     loss=loss,
     rollout=rollout,
-    reporting=Reporting(headline=("reward", "kl")),
+    reporting=Reporting(headline=("reward", "kl"), warns=warns),
     check=RULES,
 )

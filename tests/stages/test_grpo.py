@@ -36,6 +36,13 @@ def test_the_spread_of_the_scores_of_a_group_is_a_mean_over_groups():
     assert (total.item(), count) == (pytest.approx(math.sqrt(2)), 1)
 
 
+@pytest.mark.parametrize(("rewards", "is_told"), [([0.1] * 8, True), ([0.1] * 7 + [0.2], False)])
+def test_groups_of_equal_rewards_are_told(rewards, is_told):
+    spread = torch.tensor(rewards, dtype=torch.float64).std().item()
+    assert ("the same reward" in STAGE.reporting.warns({"reward_spread": spread})) is is_told
+    assert not STAGE.reporting.warns({"reward": 1.0}), "no answer was sampled since the last line"
+
+
 @pytest.mark.parametrize("keys", [{}, {"num_iterations": 2}, {"grpo_beta": 0.1}])
 def test_where_the_policy_has_moved_or_is_compared_its_first_probabilities_are_known(keys):
     plan = STAGE.rollout(GrpoConfig(**keys))

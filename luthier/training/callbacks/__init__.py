@@ -14,6 +14,7 @@ from luthier.training.callbacks.progress import ProgressBar
 from luthier.training.callbacks.swanlab import swanlab_callbacks
 from luthier.training.callbacks.torch_profiler import TorchProfiler
 from luthier.training.callbacks.trainer_log import TrainerLog
+from luthier.training.callbacks.warn_once import WarnOnce
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -26,6 +27,7 @@ def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
     overwrites = run.training["overwrite_output_dir"]
     log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=overwrites, trains=run.trains)
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
+    callbacks.append(WarnOnce(stage.reporting.warns))
     patience = run.finetuning.early_stopping_steps
     if run.finetuning.plot_loss and run.training["logging_strategy"] != "no":
         callbacks.append(PlotEnds(stops_early=patience is not None))
