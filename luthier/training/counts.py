@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data.collate import FAULT, tokens_in
-from luthier.training.distributed import Collate
+from luthier.training.distributed.sums import Collate
 
 COUNTS = "counts_of_batch"
 """The entry of a batch with its counts."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from luthier.training.distributed import Collate
+from luthier.training.distributed.sums import Collate
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,7 +28,7 @@ from luthier.data.stored_features import FeatureWriter, Form, StoredFeatures
 from luthier.model.media.towers import encoder_digest, encoders_learn, features_by_sample
 from luthier.model.modules import unwrap
 from luthier.training.arguments import autocast_of
-from luthier.training.distributed import to_device
+from luthier.training.distributed.sums import to_device
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,8 +19,8 @@ from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.media.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.stages import Stage
-from luthier.training.distributed import Collate
 from luthier.training.distributed.sequence_groups import SequenceGroups
+from luthier.training.distributed.sums import Collate
 from luthier.training.rollouts import Rollouts
 from luthier.training.streaming import StreamReading
 

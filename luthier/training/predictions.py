@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.rows.table import Table
 from luthier.model.types import Models
-from luthier.training.distributed import for_every_row
+from luthier.training.distributed.sums import for_every_row
 
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer

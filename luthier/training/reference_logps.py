@@ -30,7 +30,7 @@ from luthier.model.modules import unwrap
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
 from luthier.training.arguments import autocast_of
-from luthier.training.distributed import Collate, for_every_row
+from luthier.training.distributed.sums import Collate, for_every_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -25,7 +25,7 @@ from luthier.model.heads.value_head import load_value_head, logps_and_values
 from luthier.model.types import Models
 from luthier.stages import StageState, Sums
 from luthier.stages._rollout import Experience, Rollout, RolloutTargets
-from luthier.training.distributed import Collate, add_to, batch_by_batch, over_processes
+from luthier.training.distributed.sums import Collate, add_to, batch_by_batch, over_processes
 from luthier.training.rewards import Answered, WeightedRewards, titles
 
 if TYPE_CHECKING:

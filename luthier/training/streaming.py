@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.log import info, warn
 from luthier.data.ledger import Ledger, ledger_of
 from luthier.data.stream import Streamed, StreamedRows
-from luthier.training.distributed import Collate
+from luthier.training.distributed.sums import Collate
 from luthier.training.loader_workers import serve
 
 if TYPE_CHECKING:

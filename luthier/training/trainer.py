@@ -42,8 +42,8 @@ from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted, tell_long_warm_up
 from luthier.training.averaged import averaged
 from luthier.training.callbacks.interrupt import GaveUp
-from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.distributed.sequence_groups import rows_by_group
+from luthier.training.distributed.sums import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
 from luthier.training.loader_workers import serve
 from luthier.training.parts import TrainingParts

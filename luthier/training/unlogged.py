@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from accelerate.utils import gather
 
-from luthier.training.distributed import over_processes
+from luthier.training.distributed.sums import over_processes
 
 if TYPE_CHECKING:
     from luthier.stages import Sums

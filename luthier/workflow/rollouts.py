@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.model.types import Models
     from luthier.stages._rollout import Rollout
-    from luthier.training.distributed import Collate
+    from luthier.training.distributed.sums import Collate
     from luthier.workflow.text import TextSide
 
 

@@ -16,7 +16,7 @@ from luthier.model.media.positions import rope_index_of
 from luthier.model.media.towers import sharing_fault
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import BOUNDS, find_parts, in_parts
-from luthier.training.distributed import to_device
+from luthier.training.distributed.sums import to_device
 
 if TYPE_CHECKING:
     import torch

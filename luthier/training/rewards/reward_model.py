@@ -9,7 +9,7 @@ from luthier.data.rows.columns import BLOCKS, IMAGES
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.fitting import FittingBatch
 from luthier.model.heads.score_head import position_scores
-from luthier.training.distributed import Collate, batch_by_batch
+from luthier.training.distributed.sums import Collate, batch_by_batch
 from luthier.training.rewards import Answered, checked
 
 if TYPE_CHECKING:

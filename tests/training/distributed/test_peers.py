@@ -11,8 +11,9 @@ from torch.distributed import TCPStore
 
 import luthier
 from luthier.core.errors import RunFailed
-from luthier.training.distributed import over_processes, peers
+from luthier.training.distributed import peers
 from luthier.training.distributed.peers import Pulse, Watch, is_lost_peer, place_of, read_place, watched
+from luthier.training.distributed.sums import over_processes
 from luthier.workflow import training
 from tests.small_world import small_world
 
@@ -68,7 +69,7 @@ def test_the_place_is_the_collective_and_our_line():
     ours = "\n\ndef over_processes(): wrapper()"
     exec(compile(ours, inspect.getsourcefile(over_processes), "exec"), scope)
     scope["over_processes"]()
-    assert caught == ["all_gather, called at luthier/training/distributed/__init__.py:3 (over_processes)"]
+    assert caught == ["all_gather, called at luthier/training/distributed/sums.py:3 (over_processes)"]
 
 
 def test_a_place_outside_any_collective():

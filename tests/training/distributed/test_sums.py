@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from luthier.training.distributed import add_to, batch_by_batch, for_every_row, over_processes
+from luthier.training.distributed.sums import add_to, batch_by_batch, for_every_row, over_processes
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_rows_of_two_processes_come_back_in_their_order(monkeypatch):
         gathered.append(mine)
         return [pair for each in gathered for pair in each]
 
-    monkeypatch.setattr("luthier.training.distributed.gather_object", both)
+    monkeypatch.setattr("luthier.training.distributed.sums.gather_object", both)
     for process in (1, 0):
         args = SimpleNamespace(process_index=process, world_size=2, eval_batch_size=2, device=CPU)
         found = for_every_row(
