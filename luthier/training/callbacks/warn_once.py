@@ -19,8 +19,8 @@ class WarnOnce(TrainerCallback):
         self.found = ""
         self.num_lines, self.num_in_a_row, self.has_told = 0, 0, False
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "loss" not in logs:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
             return
         self.found = self.finds(logs)
         self.num_lines += 1
