@@ -165,8 +165,7 @@ def warns(means: Mapping[str, float]) -> str:
     if means.get("reward_spread", 1.0) > LEAST_SPREAD:
         return ""
     return (
-        "all answers to a prompt got the same reward (reward_spread: 0) in the last lines of the log, so nothing was"
-        " learned from them"
+        "in the last steps all answers to a prompt got the same reward (reward_spread: 0), so nothing was learned"
         " -> use rewards that tell answers apart, or raise temperature"
     )
 

@@ -55,8 +55,8 @@ _UPDATES_IN_BACKWARD = (
     *(name for name in (*_OF_GALORE, *_OF_APOLLO) if name.endswith("_layerwise")),
 )
 _WATCHES = ("reduce_lr_on_plateau", "greedy")
-WITHOUT_WARM_UP = ("constant", *_WATCHES)
 """Schedules that go by the metric of an evaluation."""
+WITHOUT_WARM_UP = ("constant", *_WATCHES)
 _HAS_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _OF_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
 

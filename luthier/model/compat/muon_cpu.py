@@ -34,7 +34,7 @@ def _orthogonalized(
     usual: Callable[..., Tensor], grad: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float
 ) -> Tensor:
     """G (m, n) -> about U V^T of its singular value decomposition."""
-    if format_here(grad.bfloat16()) is torch.bfloat16:
+    if format_here(grad.new_empty(0, dtype=torch.bfloat16)) is torch.bfloat16:
         return usual(grad, coefficients, num_steps, eps)
     a, b, c = coefficients
     is_tall = grad.shape[0] > grad.shape[1]

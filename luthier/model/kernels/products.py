@@ -73,7 +73,7 @@ def added_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_product(y: Tensor, x: Tensor, weight: Tensor, scaling: float = 1.0) -> Tensor:
-    """Adds scaling * x weight^T to y, in its memory, where x or weight is narrow."""
+    """Adds scaling * x weight^T to y, in its memory. For narrow matrices, of which `added_product` is slower."""
     if not takes_float32(x, weight):
         return y.addmm_(x, weight.T, alpha=scaling)
     with torch.autocast("cpu", enabled=False):
@@ -87,8 +87,9 @@ def takes_float32(x: Tensor, weight: Tensor) -> bool:
 
 def is_slow(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether PyTorch takes longer for this product in `dtype` than it would in float32, casts included."""
-    has_code = dtype not in HALVES or not x.is_cpu or has_half_kernel(dtype)
-    return not has_code and (len(x) >= FEW_ROWS or not weight.is_contiguous())
+    if dtype not in HALVES or not x.is_cpu or has_half_kernel(dtype):
+        return False
+    return _are_plain(x, weight) and (len(x) >= FEW_ROWS or not weight.is_contiguous())
 
 
 def format_here(x: Tensor) -> torch.dtype:
@@ -100,11 +101,9 @@ def format_here(x: Tensor) -> torch.dtype:
 @cache
 def has_half_kernel(dtype: torch.dtype) -> bool:
     """Whether the processor has instructions for this 16-bit format, and PyTorch a library that uses them."""
-    if not torch.backends.mkldnn.is_available():
-        return False
     if dtype is torch.bfloat16:
-        return cpu_has_bf16() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+        return cpu_has_bf16() and has_kernel(dtype)
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
@@ -124,7 +123,12 @@ def _are_usual(x: Tensor, weight: Tensor) -> bool:
     Of a weight that is a part of a larger matrix, oneDNN takes a thousand times as long. `x` may be one.
     """
     is_alike = weight.dtype is torch.float32 and weight.is_cpu and is_in_one_piece(weight)
-    return is_alike and all(type(matrix) in (Tensor, nn.Parameter) for matrix in (x, weight))
+    return is_alike and _are_plain(x, weight)
+
+
+def _are_plain(*matrices: Tensor) -> bool:
+    """Whether no library has made tensors of its own of them, as those that processes share."""
+    return all(type(matrix) in (Tensor, nn.Parameter) for matrix in matrices)
 
 
 def is_in_one_piece(weight: Tensor) -> bool:

@@ -143,6 +143,11 @@ def test_where_16_bits_are_slow(monkeypatch):
     assert products.is_slow(few, torch.empty(8, 4).T, half), "PyTorch reads such a weight slowly"
     assert not products.is_slow(many, weight, torch.float16) and not products.is_slow(many, weight, torch.float32)
     assert not products.is_slow(many.to("meta"), weight.to("meta"), half)
+
+    class Marked(torch.Tensor):
+        pass
+
+    assert not products.is_slow(many, weight.as_subclass(Marked), half)
     formats = [products.format_here(many.to(dtype)) for dtype in (half, torch.float16, torch.float64)]
     assert formats == [torch.float32, torch.float16, torch.float64]
     assert products.format_here(many.to("meta", half)) is torch.float32, "a plan for this processor"
