@@ -33,10 +33,6 @@ class LossOutput:
     """Logged with the loss."""
 
 
-def finds_nothing(means: Mapping[str, float]) -> str:
-    return ""
-
-
 def no_derived_metrics(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
 
@@ -93,7 +89,7 @@ class Reporting:
     """Metrics on the progress line, most important first."""
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = no_derived_metrics
     """(means of a log line or an evaluation) -> metrics derived from them, such as a difference of two means."""
-    warns: Callable[[Mapping[str, float]], str] = finds_nothing
+    warns: Callable[[Mapping[str, float]], str] | None = None
     """(means of a log line) -> what keeps the run from learning, told once; empty if nothing does."""
     evaluated: Callable[[Any], tuple[str, ...]] = loss_alone
     """(config) -> the metrics of an evaluation besides its loss, which `metric_for_best_model` may name."""

@@ -34,3 +34,8 @@ def test_each_key_adds_its_own(keys, more):
 def test_the_progress_bar_shows_the_headline_of_the_stage():
     bar = callbacks_of(load_train({**RUN, "stage": "dpo"}), STAGES.get("dpo"))[1]
     assert bar.headline == STAGES.get("dpo").reporting.headline
+
+
+def test_a_stage_that_warns_of_its_log_is_watched():
+    names = [type(callback).__name__ for callback in callbacks_of(load_train(RUN), STAGES.get("grpo"))]
+    assert names == [*ALWAYS, "WarnOnce"]

@@ -27,7 +27,8 @@ def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
     overwrites = run.training["overwrite_output_dir"]
     log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=overwrites, trains=run.trains)
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
-    callbacks.append(WarnOnce(stage.reporting.warns))
+    if stage.reporting.warns is not None:
+        callbacks.append(WarnOnce(stage.reporting.warns))
     patience = run.finetuning.early_stopping_steps
     if run.finetuning.plot_loss and run.training["logging_strategy"] != "no":
         callbacks.append(PlotEnds(stops_early=patience is not None))
