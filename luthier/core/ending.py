@@ -29,7 +29,7 @@ class QuickEnd:
     def __init__(self) -> None:
         self.status: int | None = None
         """Of the process; set once the command has succeeded, failed without an exception, or was interrupted."""
-        if os.name == "posix" and not atexit._ncallbacks():
+        if not atexit._ncallbacks():
             atexit.register(self._leave)
 
     def _leave(self) -> None:

@@ -90,8 +90,7 @@ class Running:
     async def _run(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):  # on Windows
-                loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self._stop, number)
         port = listening.getsockname()[1]
         self._loading = threading.Thread(target=self._load_apart, args=(loop, port), daemon=True, name="loading")
         self._loading.start()

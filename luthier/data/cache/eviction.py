@@ -1,9 +1,10 @@
 """Eviction: the least recently used entries are removed when the cache is too big.
 
 A process that uses an entry holds a shared lock on its list of files until the process ends, so an entry in use is
-never removed, whichever process uses it. On systems without such locks nothing is removed.
+never removed, whichever process uses it. On a disk without such locks nothing is removed.
 """
 
+import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -13,11 +14,6 @@ from luthier.core.drafts import draft_name
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
 from luthier.data.cache.kept_images import folder_beside, listed_in, num_bytes, remove_unlisted
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 SIZES_FILE = "sizes.json"
 """Name -> bytes of the other files of an entry. Its time stamp is the last use of the entry."""
@@ -44,8 +40,6 @@ def use(entry: Path) -> bool:
 
     An entry that was made again since this process used it last has another list of files, and that one is locked.
     """
-    if fcntl is None:
-        return entry.is_dir()
     if entry in _in_use:
         if _is_list_of(entry, _in_use[entry]):
             return True
@@ -82,8 +76,6 @@ def evict(folder: Path, most_bytes: int) -> None:
 
     The images that only they list go with them.
     """
-    if fcntl is None:
-        return
     entries = sorted(_entries(folder))
     total = sum(size for _, size, _ in entries)
     removed, left = 0, [entry for *_, entry in entries]

@@ -92,8 +92,7 @@ def file_digest(file: "DataFile", folder: Path) -> str:
     not be recent.
     """
     path = Path(file.name)
-    is_big = os.name == "posix" and path.is_file() and path.stat().st_size >= BIG_FILE_BYTES
-    if not is_big:
+    if not path.is_file() or path.stat().st_size < BIG_FILE_BYTES:
         return _hashed(file)
     memo = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     before = _state(path)

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from luthier.core.errors import DataError, RowError
 from luthier.data.sources.readers import DataFile, Row, text
 
-_LONGEST_CELL = min(sys.maxsize, 2**31 - 1)  # the limit is a C long, which has 32 bits on Windows
-
 
 def read_csv(file: DataFile) -> Iterator[Row]:
     """Rows after the header line: comma-separated, quoted as in RFC 4180. Raises `DataError`."""
-    csv.field_size_limit(_LONGEST_CELL)  # the default refuses cells over 128 KiB
+    csv.field_size_limit(sys.maxsize)  # the default refuses cells over 128 KiB
     with file.open() as stream:
         table = csv.reader(text.lines(file, stream), strict=True)
         header = _header(file, table)
