@@ -19,6 +19,7 @@ from luthier.workflow.sweep.one_run import State, error_of, state_of
 NAME = "sweep"
 """Of the files: sweep.json, sweep.md, sweep.png."""
 NO_EVALUATION = "No run was evaluated, so train_loss decides; set val_size or eval_dataset to compare on other rows."
+TIMING = ("_runtime", "_per_second")
 MAX_LINES = 12
 """Lines of a panel that a legend can still tell apart."""
 LOG_SCALE_RATIO = 20
@@ -132,7 +133,7 @@ def read_table(runs: Sequence[GridRun]) -> Table:
     metric = f"eval_{(training['metric_for_best_model'] or 'loss').removeprefix('eval_')}"
     greater, notes = training["greater_is_better"], []
     if not any(metric in row.metrics for row in rows) and any("train_loss" in row.metrics for row in rows):
-        metric, greater, notes = "train_loss", None, [NO_EVALUATION]
+        metric, greater, notes = "train_loss", None, [_why_train_loss(rows, metric)]
     if greater is None:  # the rule of transformers
         greater = not metric.endswith("loss")
 
@@ -141,6 +142,14 @@ def read_table(runs: Sequence[GridRun]) -> Table:
         return math.isnan(value), 0 if math.isnan(value) else -value if greater else value
 
     return Table(sorted(rows, key=place), metric, greater, notes)
+
+
+def _why_train_loss(rows: Sequence[Row], missing: str) -> str:
+    names = {name for row in rows for name in row.metrics}
+    evaluated = sorted(name for name in names if name.startswith("eval_") and not name.endswith(TIMING))
+    if not evaluated:
+        return NO_EVALUATION
+    return f"No evaluation has {missing}, so train_loss decides; set metric_for_best_model: {' or '.join(evaluated)}."
 
 
 def _row(one: GridRun) -> Row:

@@ -86,6 +86,16 @@ def test_without_evaluations_the_training_loss_decides(runs, folder):
     assert table.rows[0].losses == [(1, 0.5), (2, 0.25)]
 
 
+def test_a_metric_that_no_evaluation_has_is_named(runs):
+    """Each set has a loss of its own with `eval_on_each_dataset`."""
+    each = {"eval_a_loss": 1.0, "eval_b_loss": 2.0, "eval_a_runtime": 0.1, "eval_b_steps_per_second": 9}
+    leave(runs[0], 0, train_loss=0.5, history=[{"step": 1, **each}])
+    table = read_table(runs)
+    assert table.metric == "train_loss"
+    why = "No evaluation has eval_loss, so train_loss decides"
+    assert table.notes == [f"{why}; set metric_for_best_model: eval_a_loss or eval_b_loss."]
+
+
 def test_markdown_json_and_plot(runs, folder):
     for number, one in enumerate(runs):
         leave(one, 0, eval_loss=number / 2, train_loss=1.0, history=[{"step": 1, "loss": 1}, {"step": 2, "loss": 2}])
