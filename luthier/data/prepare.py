@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,7 +301,7 @@ class _Builder:
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
         """The datasets as a stream. The first `val_size` examples become the evaluation rows and go into `evals`."""
-        from luthier.data.stream import StreamedRows, front, open_stream
+        from luthier.data.stream import StreamedRows, front, open_stream, without
 
         data = self.data
         stream = open_stream(
@@ -323,7 +323,7 @@ class _Builder:
 
             entry = self.cache.entry(None, lambda folder: self._write_rows(examples(), folder, with_prompts))
             evals[""] = self._table_in(entry, None, with_prompts, num_examples=len(held_out))
-            stream = replace(stream, held_out=frozenset(held_out))
+            stream = without(stream, held_out, self.maker)
         return StreamedRows(stream, self.maker, self.packer, data.buffer_size)
 
     def mixed(self, tables: list[_Table]) -> _Table:

@@ -24,6 +24,7 @@ from luthier.core.log import warn
 from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
+from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.arrow import flat, row_lengths, table_of
 from luthier.data.rows.columns import IDS, LABELS, with_media
 from luthier.data.rows.maker import Drawn, Parts, RowMaker
@@ -80,19 +81,22 @@ class Stream:
         self._require_unchanged()
         seed = self.seed if self.shuffle_seed is None else self.shuffle_seed
         generator = np.random.default_rng((seed, number, share))
-        mine = islice(self._in_order(number), (share - number) % num_shares, None, num_shares)
+        mine = islice(self.in_order(number), (share - number) % num_shares, None, num_shares)
         yield from shuffled(mine, max(1, -(-self.buffer_size // num_shares)), generator)
         self._require_unchanged()
 
-    def _in_order(self, number: int) -> "Iterator[tuple[Origin, Row]]":
+    def in_order(self, number: int) -> "Iterator[tuple[Origin, Row]]":
+        """The rows of one pass for training, before they are shuffled."""
         openers = [partial(self._numbered, spec) for spec in self.specs]
-        is_empty = True
         for dataset, (place, row) in interleaved(openers, self.strategy, self.probabilities, self.seed + number):
             if (dataset, place) not in self.held_out:
-                is_empty = False
                 yield (dataset, place), row
-        if is_empty:
-            raise DataError(f"val_size takes all {len(self.held_out)} rows of the stream and leaves none to train on")
+
+    def in_dataset(self, dataset: int) -> "Iterator[tuple[Origin, Row]]":
+        """The rows of one dataset for training."""
+        for place, row in self._numbered(self.specs[dataset]):
+            if (dataset, place) not in self.held_out:
+                yield (dataset, place), row
 
     def _numbered(self, spec: DatasetSpec) -> "Iterator[tuple[int, Row]]":
         return enumerate(self.open(spec))
@@ -149,6 +153,28 @@ def front(
     ledger.accounts = {name: account for name, account in ledger.accounts.items() if account.rows_in}
     if number < num_examples:
         raise DataError(f"val_size: {num_examples} rows are requested, and the stream has only {number} usable ones")
+
+
+def without(stream: Stream, held_out: Sequence[Origin], maker: RowMaker) -> Stream:
+    """The stream for training, beside these rows for evaluation.
+
+    Raises `DataError` if no usable row is left. Warns of a dataset of which none is left.
+    """
+    stream = replace(stream, held_out=frozenset(held_out))
+    if not _has_usable_row(stream, maker, stream.in_order(0)):
+        raise DataError(f"val_size takes all {len(held_out)} usable rows of the stream and leaves none to train on")
+    for dataset in sorted({dataset for dataset, _ in stream.held_out}):
+        if not _has_usable_row(stream, maker, stream.in_dataset(dataset)):
+            warn(
+                f"dataset {stream.specs[dataset].name!r}: val_size takes all its usable rows and leaves none to train"
+                " on -> lower val_size, or give the rows for evaluation as eval_dataset"
+            )
+    return stream
+
+
+def _has_usable_row(stream: Stream, maker: RowMaker, rows: "Iterable[tuple[Origin, Row]]") -> bool:
+    drawn = (Drawn(row, stream.specs[origin[0]], DatasetAccount(), origin) for origin, row in rows)
+    return any(True for _ in maker.made(drawn))
 
 
 class StreamedRows(torch.utils.data.IterableDataset[Streamed]):

@@ -188,7 +188,27 @@ def test_rows_for_evaluation_come_from_the_front_and_are_never_drawn(world):
 @pytest.mark.parametrize("count", [NUM_ROWS, NUM_ROWS + 1])
 def test_more_rows_for_evaluation_than_there_are(world, count):
     with pytest.raises(DataError, match="val_size"):
-        next(iter(world.stream(val_size=count)))
+        world.prepared(val_size=count)
+
+
+def test_all_rows_that_can_be_used_are_for_evaluation(world):
+    """The error comes before a model is loaded, and does not say of a usable dataset that it is none."""
+    world.write([{"instruction": "question 1", "output": "a"}, {"instruction": "no answer"}])
+    with pytest.raises(DataError, match="val_size takes all 1 usable rows of the stream and leaves none to train on"):
+        world.prepared(val_size=1)
+
+
+@pytest.mark.parametrize(("val_size", "num_left"), [(4, 0), (3, 1)])
+def test_all_rows_of_one_dataset_are_for_evaluation(world, said, val_size, num_left):
+    rows = [{"instruction": f"question {NUM_ROWS + number}", "output": "a"} for number in range(4)]
+    (world.folder / "small.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"instruction": "no answer"}])))
+    info = json.loads((world.folder / "dataset_info.json").read_text())
+    (world.folder / "dataset_info.json").write_text(json.dumps({**info, "small": {"file_name": "small.jsonl"}}))
+    data = world.prepared(dataset="small,d", val_size=val_size, disable_shuffling=True)
+    trained = set(numbers(take(data.train, NUM_ROWS + num_left)))
+    assert trained == set(range(NUM_ROWS + 4)) - set(range(NUM_ROWS, NUM_ROWS + val_size))
+    warned = [message for message in said if "dataset 'small': val_size takes all its usable rows" in message]
+    assert len(warned) == (not num_left)
 
 
 def test_a_row_in_the_middle_that_cannot_be_used_is_told_and_passed_over(world):
