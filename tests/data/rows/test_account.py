@@ -1,7 +1,11 @@
 """The account of a dataset: counts add up, and every reason names its first rows."""
 
+from dataclasses import asdict
+
 from luthier.core.errors import RowError
+from luthier.data.media.kinds import media_kinds
 from luthier.data.rows.account import MAX_LISTED_ROWS, MAX_QUOTED_CHARS, DatasetAccount
+from luthier.data.rows.labels import Encoded
 
 
 def account_of(file: str, num_rows: int, **counts: int) -> DatasetAccount:
@@ -53,3 +57,25 @@ def test_other_words_are_other_reasons():
     account.drop("f, row 1", RowError("column 'a' is missing"))
     account.drop("f, row 2", RowError("column 'b' is missing"))
     assert account.dropped == {"column 'a' is missing": 1, "column 'b' is missing": 1}
+
+
+def test_nothing_is_counted_at_first_and_every_count_adds_up():
+    assert not any(asdict(DatasetAccount()).values())
+    counts = [name for name, value in asdict(DatasetAccount()).items() if value == 0]
+    first, second = (DatasetAccount(**dict.fromkeys(counts, number)) for number in (2, 3))
+    first.add(second)
+    assert asdict(first) == {**asdict(DatasetAccount()), **dict.fromkeys(counts, 5)}
+    assert asdict(first.taken()) == {**asdict(DatasetAccount()), **dict.fromkeys(counts, 5)}
+    assert not any(asdict(first).values())
+
+
+def test_media_are_counted_once_and_their_tokens_in_every_part():
+    """The first image stands in both parts, the video in one of them, and truncation left the last image out."""
+    account = DatasetAccount()
+    parts = [
+        Encoded([0] * 9, [0] * 9, blocks=[1, 4, 5, 7], items=[0, 1]),
+        Encoded([0] * 9, [0] * 9, blocks=[2, 5], items=[0]),
+    ]
+    account.count_media(["/a.png", "video:/b.mp4", "/c.png"], parts, num_cut=1)
+    found = {kind.name: account.of_kind(kind) for kind in media_kinds()}
+    assert found == {"image": (1, 6, 1), "video": (1, 2, 0), "audio": (0, 0, 0)} and account.media_cut == 1
