@@ -279,12 +279,13 @@ def test_what_is_not_yet_in_a_block_is_told(world):
     assert any("not yet in a block" in line for line in ledger.summary())
 
 
-def test_packs_are_made_of_a_window(world):
-    rows, ledger = world.stream(packing=True, cutoff_len=400, buffer_size=10).first(None)
+@pytest.mark.parametrize("buffer_size", [10, 8])
+def test_packs_are_made_of_a_window(world, buffer_size):
+    rows, ledger = world.stream(packing=True, cutoff_len=400, buffer_size=buffer_size).first(None)
     assert all(len(row["input_ids"]) == sum(row["sample_lengths"]) <= 400 for row in rows)
     assert sum(len(row["sample_lengths"]) for row in rows) == NUM_ROWS == ledger.accounts["d"].kept
     assert sum(len(row["input_ids"]) for row in rows) == ledger.accounts["d"].tokens
-    assert max(len(row["sample_lengths"]) for row in rows) > 1
+    assert max(len(row["sample_lengths"]) for row in rows) > 1 and ledger.leftover_tokens == 0
 
 
 def test_what_is_held_does_not_follow_the_dataset(world):

@@ -13,8 +13,11 @@ from luthier.config.load import load_train
 from luthier.core.errors import ModelError
 from luthier.core.kinds import STAGES
 from luthier.data.collate import concatenate_rows, pad_rows
-from luthier.data.packing.best_fit import best_fit, packs_of
+from luthier.data.packing import best_fit as packing
+from luthier.data.packing.best_fit import Packs, best_fit, packs_of
 from luthier.data.prepare import PreparedData, prepare
+from luthier.data.rows.arrow import table_of
+from luthier.data.rows.columns import IDS, LABELS, WEIGHTS, columns_of_part, with_media
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.inspection.terminal import sequences_of
 from luthier.workflow.text import load_text_side
@@ -50,6 +53,37 @@ def test_packs_of_many_rows_are_full():
     packs = packs_of(lengths, 1024)
     assert lengths.sum() / (len(packs) * 1024) > 0.995
     assert sorted(np.concatenate(packs)) == list(range(len(lengths)))
+
+
+ROWS = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=12)
+"""Tokens of a row, whether it has weights of its own, and whether its first token is an image."""
+
+
+@given(ROWS, st.integers(9, 30), st.integers(1, 3))
+def test_a_pack_has_all_that_its_rows_have(sizes, size_tokens, packs_per_batch):
+    rows = []
+    for number, (length, is_weighted, shows) in enumerate(sizes):
+        ids = list(range(10 * number, 10 * number + length))
+        weights = [token / 256 for token in ids] if is_weighted else []
+        rows.append((ids, ids, weights, [0, 1] if shows else [], [f"{number}.png"] if shows else []))
+    table = table_of(rows, with_media(columns_of_part("", IDS, LABELS, WEIGHTS)))
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "PACKS_PER_BATCH", packs_per_batch)
+        for arrays in Packs(size_tokens).join(table):
+            found += zip(*(array.to_pylist() for array in arrays), strict=True)
+    numbers = []
+    for ids, labels, weights, lengths, blocks, images in found:
+        own = [(token // 10, sizes[token // 10]) for token in ids if token % 10 == 0]
+        numbers += [number for number, _ in own]
+        assert sum(lengths) == len(ids) <= size_tokens and lengths == [length for _, (length, _, _) in own]
+        assert labels == [IGNORE_INDEX if token % 10 == 0 else token for token in ids]
+        is_weighted = any(weighs for _, (_, weighs, _) in own)
+        assert weights == ([t / 256 if sizes[t // 10][1] else 1 for t in ids] if is_weighted else [])
+        assert images == [f"{number}.png" for number, (_, _, shows) in own if shows]
+        assert [ids[start] for start in blocks[::2]] == [10 * number for number, (_, _, shows) in own if shows]
+        assert blocks[1::2] == [start + 1 for start in blocks[::2]]
+    assert sorted(numbers) == list(range(len(sizes)))
 
 
 def prepared(folder: Path, model: Path, **changes) -> PreparedData:

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.render import render
 from luthier.data.media.tokens import BlockToken
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded, cut_prompt, label_turns, split_budget
+from luthier.data.rows.labels import (
+    IGNORE_INDEX,
+    Encoded,
+    cut_prompt,
+    label_answers,
+    label_turns,
+    split_budget,
+    with_blocks_apart,
+)
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message
@@ -206,3 +214,73 @@ def test_all_formats_from_text_to_labels(encoder, name):
     learned = [label for token, label in zip(row.input_ids, row.labels, strict=True) if label == token]
     answers = [token for _, answer in pairs for token in answer]
     assert learned == answers + ([260] if template.efficient_eos else [])
+
+
+PROMPTS = st.tuples(*[st.integers(0, 6)] * 4)
+"""Tokens of text, of an image, of text, and of closing marks."""
+
+
+def prompt_of(sizes: tuple[int, int, int, int], first: int = 0) -> list[int]:
+    """A prompt of successive numbers, with the block of an image."""
+    before, block, _, _ = sizes
+    ids = list(range(first, first + sum(sizes)))
+    ids[before : before + block] = [BlockToken.of(token, first) for token in ids[before : before + block]]
+    return ids
+
+
+def must_stay(prompt: list[int], num_marks: int) -> set[int]:
+    return {token for token in prompt if isinstance(token, BlockToken)} | set(prompt[len(prompt) - num_marks :])
+
+
+@given(PROMPTS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 40))
+def test_answers_that_are_compared_share_one_budget(sizes, num_first, num_second, cutoff_len):
+    """Both follow the same prompt, which keeps its image and its marks wherever an answer follows it."""
+    prompt, answers = prompt_of(sizes), [list(range(100, 100 + number)) for number in (num_first, num_second)]
+    rows = label_answers([(prompt, ids) for ids in answers], cutoff_len=cutoff_len, num_marks=lambda _: sizes[3])
+    kept_prompts = []
+    for row, answer in zip(rows, answers, strict=True):
+        kept_prompt = [token for token in row.input_ids if token < 100]
+        kept = answer[: row.num_labels]
+        assert (row.input_ids, row.labels) == (kept_prompt + kept, [X] * len(kept_prompt) + kept)
+        assert row.num_tokens == len(prompt) + len(answer) and len(row.input_ids) <= cutoff_len
+        assert row.lost_labels == len(answer) - len(kept) and row.lost_terminator == (len(kept) < len(answer))
+        assert row.shortened_prompts == (len(kept_prompt) < len(prompt))
+        assert not kept or must_stay(prompt, sizes[3]) <= set(kept_prompt)
+        kept_prompts.append(kept_prompt)
+    assert kept_prompts[0] == kept_prompts[1]
+    num_all = len(prompt) + max(num_first, num_second)
+    assert sizes[1] or max(len(row.input_ids) for row in rows) == min(num_all, cutoff_len)
+    assert num_all > cutoff_len or not any(row.lost_tokens for row in rows)
+
+
+@given(st.lists(st.tuples(PROMPTS, st.integers(1, 6)), min_size=1, max_size=3), st.integers(1, 60), st.booleans())
+def test_an_image_is_whole_and_followed_by_its_answer(turns, cutoff_len, mask_history):
+    made = [
+        (prompt_of(sizes, 100 * number), list(range(100 * number + 50, 100 * number + 50 + num_answer)))
+        for number, (sizes, num_answer) in enumerate(turns)
+    ]
+    row = label_turns(
+        made,
+        cutoff_len=cutoff_len,
+        mask_history=mask_history,
+        num_marks=lambda prompt: turns[prompt[0] // 100][0][3] if prompt else 0,
+    )
+    assert row.input_ids == sorted(row.input_ids) and len(row.input_ids) <= cutoff_len
+    kept = set(row.input_ids)
+    for (prompt, answer), (sizes, _) in zip(made, turns, strict=True):
+        needed, images = must_stay(prompt, sizes[3]), must_stay(prompt, 0)
+        assert not kept & set(answer) or needed <= kept
+        assert not kept & images or (images <= kept and answer[0] in kept)
+    apart = with_blocks_apart(row)
+    assert apart.input_ids == row.input_ids and all(type(token) is int for token in apart.input_ids)
+    places = [place for place, token in enumerate(row.input_ids) if isinstance(token, BlockToken)]
+    assert [place for start, end in zip(apart.blocks[::2], apart.blocks[1::2], strict=True)
+            for place in range(start, end)] == places  # fmt: skip
+    assert apart.items == sorted({row.input_ids[place].item for place in places})
+
+
+def test_nothing_of_an_image_is_learned():
+    row = Encoded([1, BlockToken.of(7, 0), BlockToken.of(7, 0), 2], [1, 7, 7, 2], weights=[0.5, 1.0, 1.0, 0.5])
+    apart = with_blocks_apart(row)
+    assert (apart.labels, apart.weights) == ([1, X, X, 2], [0.5, 0.0, 0.0, 0.5])
+    assert (apart.blocks, apart.items) == ([1, 3], [0])
