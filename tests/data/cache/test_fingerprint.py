@@ -1,14 +1,21 @@
 """The key of tokenized rows follows the code that makes them, and no other code."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import luthier
 from luthier.core.kinds import FORMATS, MEDIA_KINDS, STAGES, TOOL_SYNTAXES
 from luthier.data.cache import fingerprint
-from luthier.data.cache.fingerprint import code_digest, code_files
+from luthier.data.cache.fingerprint import code_digest, code_files, encoding_digest, joint_key
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.rows.encoding import Encoding
+from luthier.data.templates import get_template
+from tests.tiny import byte_tokenizer
 
 PACKAGE = Path(luthier.__file__).parent
 STORES = ("luthier.data.cache", "luthier.data.ledger", "luthier.data.stream")
@@ -88,3 +95,38 @@ def test_a_changed_table_changes_the_digest(tmp_path, monkeypatch):
         digests.append(code_digest(("data/templates",)))
     code_digest.cache_clear()
     assert len(set(digests)) == 2
+
+
+def test_a_key_of_something_unknown_is_none():
+    """Rows that depend on it are not kept: nothing would tell them from others."""
+    assert joint_key("a", None) is None
+    assert joint_key("a", ("b", None)) is not None, "a value may have parts that are not given"
+    assert joint_key("a", "b") == joint_key("a", "b") != joint_key("ab") != joint_key("a", "c")
+
+
+def test_rows_with_media_depend_on_how_these_are_made():
+    text = Encoding(Encoder(byte_tokenizer()), get_template("chatml"), 100)
+
+    def seen(digest: str, **slots: str) -> Encoding:
+        return replace(text, media=SimpleNamespace(processor=SimpleNamespace(digest=digest), slots=slots))
+
+    digests = [encoding_digest(text), *map(encoding_digest, (seen("a"), seen("b"), seen("a", image="<image>")))]
+    assert None not in digests and len(set(map(repr, digests))) == 4
+
+
+def test_rows_of_the_models_own_chat_template_depend_on_its_text():
+    digests = []
+    for chat_template, default_system in (("{{ 1 }}", None), ("{{ 2 }}", None), ("{{ 1 }}", "Be brief.")):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = chat_template
+        encoder = Encoder(tokenizer)
+        program = ModelChatTemplate(encoder, default_system=default_system)
+        encoding = Encoding(encoder, get_template("chatml"), 100, model_template=program)
+        digests.append(repr(encoding_digest(encoding)))
+        assert digests[-1] == repr(encoding_digest(encoding))
+    assert len(set(digests)) == 3
+
+
+def test_a_tokenizer_that_cannot_be_hashed_has_no_digest():
+    encoding = Encoding(SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False)), get_template("chatml"), 100)
+    assert encoding_digest(encoding) is None

@@ -88,6 +88,39 @@ def test_a_changed_key_never_takes_the_rows_of_another(values, made, change):
     assert made == ["rows", "rows"]
 
 
+PROBABILITIES = {"dataset": "rows,plain", "mix_strategy": "interleave_over", "interleave_probs": "0.5,0.5"}
+ORDERS = [
+    {},
+    {"dataset": "more,rows"},
+    {"dataset": "rows"},
+    {"max_samples": 4},
+    {"seed": 7},  # of the random sample of `more`
+    {"val_size": 2},
+    {"val_size": 3},
+    {"val_size": 2, "seed": 7},
+    {"mix_strategy": "interleave_once"},
+    {"mix_strategy": "interleave_over"},
+    PROBABILITIES,
+    {**PROBABILITIES, "seed": 7},
+    {**PROBABILITIES, "interleave_probs": "0.2,0.8"},
+    {"cutoff_len": 101},
+    {"packing": False},
+]
+
+
+def test_packs_are_never_those_of_rows_in_another_order(values, tmp_path):
+    """Whatever the cache holds, the rows are those that are made without one."""
+    more = [{"instruction": f"another {number}", "output": "?"} for number in range(9)]
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    described = {"rows": {"file_name": "rows.json"}, "plain": {"file_name": "more.json"}}
+    described["more"] = {"file_name": "more.json", "num_samples": 6}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(described))
+    every = [{**values, "dataset": "rows,more", "packing": True, "cutoff_len": 200, **order} for order in ORDERS]
+    found = [prepared(keys).fingerprint for keys in every]
+    assert len(set(found)) == len(ORDERS)
+    assert found == [prepared({**keys, "overwrite_cache": True}).fingerprint for keys in every]
+
+
 def test_keys_that_say_how_to_work_do_not_matter(values, made):
     prepared(values)
     prepared({**values, "preprocessing_batch_size": 3, "preprocessing_num_workers": 4, "learning_rate": 1e-3})
