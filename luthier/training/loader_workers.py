@@ -4,6 +4,8 @@ import multiprocessing
 from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from luthier.core.signals import Serving, holding_signals
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ def serve(loader: "DataLoader[Any]") -> None:
         context: Any = loader.multiprocessing_context or multiprocessing
         # Of the settings of a loader, so accelerate gives it to the one that skips rows in a resumed run.
         loader.multiprocessing_context = _FORKING if context.get_start_method() == "fork" else _SPAWNING
+    if loader.persistent_workers:
+        # The seeds of workers would be random numbers of the run, and workers that stay take another number of them
+        # than those that a resumed run starts. torch does not document how many.
+        loader.generator = torch.Generator()
 
 
 class _Forked(ForkProcess):

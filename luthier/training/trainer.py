@@ -50,6 +50,7 @@ from luthier.training.parts import TrainingParts
 from luthier.training.predictions import follow
 from luthier.training.retrying import RetryingTrainer, size_of
 from luthier.training.row_lengths import as_long_as
+from luthier.training.sampling import begin_epoch, by_epoch
 from luthier.training.unlogged import Unlogged
 from luthier.training.watch.left_out import KEY, LeftOut
 from luthier.training.watch.nonfinite import listed
@@ -302,14 +303,14 @@ class StageTrainer(RetryingTrainer):
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         if not self.parts.shuffle:
             return SequentialSampler(rows)
-        if self.args.train_sampling_strategy in BY_LENGTH:
-            rows = as_long_as(rows)
-        return super()._get_train_sampler(rows)
+        rows = as_long_as(rows) if self.args.train_sampling_strategy in BY_LENGTH else rows
+        return by_epoch(super()._get_train_sampler(rows), self.args)
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Stops at `max_steps`: transformers takes one more step when it resumes from the last one."""
         if not self.num_trained_tokens:
             self._take_up_log()
+        begin_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -368,7 +369,6 @@ class StageTrainer(RetryingTrainer):
         state: StageState = {}
         if self.stage.statistics is not None:
             state = self._state_for(self.stage.statistics, model, dataloader, state)
-
         batch_numbers = count()
 
         def compute(batch: dict[str, Any]) -> Sums:

@@ -246,6 +246,16 @@ def test_resuming_within_an_epoch_with_accumulation(world, tmp_path):
     assert_same_end(folder, result, tmp_path / "whole", losses(whole))
 
 
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_resuming_within_the_second_epoch_of_rows_by_length(world, tmp_path, strategy):
+    """Dropout has used random numbers before that epoch began, and a resumed run does not repeat them."""
+    values = {**world, **KINDS["sft lora"], "train_sampling_strategy": strategy, "max_steps": 9, "save_steps": 7}
+    whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
+    folder = stopped_at(7, tmp_path / "whole", tmp_path / "out")
+    result = luthier.train({**values, "output_dir": str(folder)})
+    assert_same_end(folder, result, tmp_path / "whole", losses(whole))
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,3 +72,14 @@ def test_other_processes_of_a_fork_server_end_by_signals():
     other.terminate()
     other.join(60)
     assert other.exitcode == -signal.SIGTERM
+
+
+def test_workers_that_stay_take_no_random_numbers_of_the_run():
+    """A resumed run starts them in a later epoch, and has the same numbers left for dropout."""
+    before = torch.get_rng_state()
+    loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
+    serve(loader)
+    resumed = skip_first_batches(prepare_data_loader(loader), 1)
+    for _ in range(2):
+        assert len(list(loader)) == 4 and len(list(resumed)) == 3
+    assert torch.equal(torch.get_rng_state(), before)
