@@ -105,5 +105,7 @@ def memory_bytes(device: str) -> tuple[int, int | None]:
     if device == "cuda":
         import torch
 
-        return torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
+        # Of all devices: a thread has the first one as its own, whatever that of the process is.
+        devices = range(torch.cuda.device_count())
+        return sum(map(torch.cuda.memory_reserved, devices)), sum(map(torch.cuda.max_memory_reserved, devices))
     return psutil.Process().memory_info().rss, peak_resident_bytes()

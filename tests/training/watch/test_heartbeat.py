@@ -7,6 +7,7 @@ from threading import Semaphore
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import luthier
 from luthier.training.trainer import StageTrainer
@@ -90,3 +91,11 @@ def test_each_process_has_its_own_and_a_disk_that_fails_costs_no_run(tmp_path, m
     monkeypatch.setattr(beat, "facts", lambda facts=beat.facts: (written.release(), facts())[1])
     with beat.beating():
         assert written.acquire(timeout=60) and written.acquire(timeout=60), "it goes on after the disk has failed"
+
+
+def test_the_memory_is_that_of_the_process_on_whichever_device(monkeypatch):
+    """Of the second one, while the thread of the heartbeat has the first one as its own."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * device)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 20 * device)
+    assert heartbeat.memory_bytes("cuda") == (10, 20)
