@@ -33,7 +33,7 @@ def _copy_back(kept: Kept) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
     host, copied, device = kept
-    copied.synchronize()
+    torch.accelerator.current_stream(device).wait_event(copied)  # the device waits, and the host goes on
     return host.to(device, non_blocking=True)
 
 

@@ -1,8 +1,11 @@
 """Activations in main memory give the same gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from luthier.model.kernels import offloading
 from luthier.model.kernels.offloading import offloaded
 
 
@@ -22,3 +25,10 @@ def test_offloaded_tensors_leave_the_device():
         total = (weight * weight).sum()
     total.backward()
     torch.testing.assert_close(weight.grad, 2 * weight)
+
+
+def test_on_the_way_back_the_device_waits_for_the_copy_and_the_host_does_not(monkeypatch):
+    waits, copied = [], object()
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: SimpleNamespace(wait_event=waits.append))
+    found = offloading._copy_back((torch.ones(2), copied, torch.device("meta")))
+    assert found.is_meta and waits == [copied]
