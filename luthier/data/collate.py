@@ -7,6 +7,7 @@ target and `targets` the token ids, so that no loss shifts labels and no model c
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
@@ -105,25 +106,25 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
     """
     import torch
 
-    rows = batch["target_rows"]
-    chosen = (rows >= start) & (rows < stop)
+    rows, bounds = batch["target_rows"], batch.get("cu_seq_lens_q")
     num_sequences = batch["ends"].numel()
+    numbers = torch.stack([(rows < start).sum(), (rows < stop).sum()])
+    # All at once: each time, the host waits for the device.
+    first_target, last_target, *places = (numbers if bounds is None else torch.cat([numbers, bounds])).tolist()
+    chosen = slice(first_target, last_target)
     media = _media_of(batch, start, stop)
     end = num_sequences + _num_stand_ins(batch) * media.get("media_parts", 1) // batch.get("media_parts", 1)
-    if "cu_seq_lens_q" in batch:
-        bounds = batch["cu_seq_lens_q"][start : stop + 1]
-        first, last = int(bounds[0]), int(bounds[-1])
-        last_bounds = batch["cu_seq_lens_q"][num_sequences : end + 1]
-        kept = slice(first, last)
-        if last_bounds.numel() > 1:
-            more = slice(int(last_bounds[0]), int(last_bounds[-1]))
-            bounds = torch.cat([bounds, last_bounds[1:] - last_bounds[0] + last])
-        longest = int(bounds.diff().max())
+    if bounds is not None:
+        own, others = places[start : stop + 1], places[num_sequences : end + 1]
+        own_bounds, first, last = bounds[start : stop + 1], own[0], own[-1]
+        longest = max(until - since for part in (own, others) for since, until in pairwise(part))
         names = [name for name in ("input_ids", "position_ids", *TYPE_KEYS) if name in batch]
-        inputs = {name: batch[name][..., kept] for name in names}
-        if last_bounds.numel() > 1:
+        inputs = {name: batch[name][..., first:last] for name in names}
+        if len(others) > 1:
+            more = slice(others[0], others[-1])
             inputs = {name: torch.cat([inputs[name], batch[name][..., more]], -1) for name in names}
-        inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds - first)
+            own_bounds = torch.cat([own_bounds, bounds[num_sequences + 1 : end + 1] - others[0] + last])
+        inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), own_bounds - first)
         inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
     else:
         first = start * batch["input_ids"].shape[1]

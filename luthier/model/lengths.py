@@ -18,7 +18,7 @@ def sequence_lengths(inputs: Mapping[str, Any]) -> "Tensor":
     bounds, mask = inputs.get("cu_seq_lens_q"), inputs.get("attention_mask")
     if bounds is not None:
         lengths = bounds.diff().long()
-        return lengths.repeat_interleave(lengths)[None]
+        return lengths.repeat_interleave(lengths, output_size=ids.shape[1])[None]
     if mask is not None and mask.ndim == 2:
         return mask.long() * mask.long().sum(1, keepdim=True)
     return torch.full_like(ids, ids.shape[1])

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.stages._rollout import Rollout
 
-Sums = Mapping[str, "tuple[Tensor, float]"]
-"""Name -> (sum, count), not yet divided."""
+Sums = Mapping[str, "tuple[Tensor, float | Tensor]"]
+"""Name -> (sum, count), not yet divided. A count that is computed on a device stays there: to read it is to wait."""
 StageState = Mapping[str, float]
 """Name -> number: carried from one optimizer step to the next and saved in every checkpoint."""
 

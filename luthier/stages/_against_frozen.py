@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
 from luthier.stages import LossOutput
-from luthier.stages._causal import count_targets, with_router_loss
+from luthier.stages._causal import with_router_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,4 +38,4 @@ def loss_against_frozen(models: Models, batch: Mapping[str, Any], name: str, com
         return values if weights is None else values * weights[part]
 
     output = LossOutput(summed_objective(own, objective, target), {f"{name}_kl": (kl, positions.numel())})
-    return with_router_loss(models, output, count_targets(batch))
+    return with_router_loss(models, output, batch)

@@ -43,15 +43,16 @@ def next_token_loss(
         weigh=weigh,
     )
     metrics = {"accuracy": _row_accuracy(best == batch["targets"], batch["target_rows"])} if with_accuracy else {}
-    return with_router_loss(models, LossOutput(total, metrics), count_targets(batch))
+    return with_router_loss(models, LossOutput(total, metrics), batch)
 
 
-def with_router_loss(models: Models, output: LossOutput, units: float) -> LossOutput:
-    """`output` plus the router balance loss (`luthier.model.features.router_balance`) times `units`."""
+def with_router_loss(models: Models, output: LossOutput, batch: Mapping[str, Any]) -> LossOutput:
+    """`output` plus the router balance loss (`luthier.model.features.router_balance`) times the `count_targets`."""
     router = models.head.router
     balance = router.take() if router is not None else None
     if router is None or balance is None:
         return output
+    units = batch["weights"].sum() if "weights" in batch else batch["targets"].numel()
     summed = balance * units
     return LossOutput(output.total + router.coefficient * summed, {**output.metrics, "router_loss": (summed, units)})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
-from luthier.stages._segments import summed
+from luthier.stages._segments import counted, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,4 @@ def summed_by_sequence(values: "Tensor", batch: Mapping[str, Any]) -> "Tensor":
 
 def num_targets(batch: Mapping[str, Any]) -> "Tensor":
     """(B,) number of labeled tokens of each sequence."""
-    import torch
-
-    return torch.bincount(batch["target_rows"], minlength=batch["ends"].numel())
+    return counted(batch["target_rows"], batch["ends"].numel())

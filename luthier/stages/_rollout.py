@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.stages import StageState, Sums
-from luthier.stages._segments import summed
+from luthier.stages._segments import counted, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,7 @@ class Experience:
     @property
     def lengths(self) -> "Tensor":
         """(B,) number of tokens of each answer, stop token included."""
-        import torch
-
-        return torch.bincount(self.rows, minlength=len(self.scores))
+        return counted(self.rows, len(self.scores))
 
     def summed(self, values: "Tensor") -> "Tensor":
         """(K,) -> (B,)."""

@@ -1,4 +1,4 @@
-"""Sums over the tokens of each sequence.
+"""Sums over the tokens of each sequence, for which the host waits for no device.
 
 B sequences, K tokens in total.
 """
@@ -23,4 +23,14 @@ def summed(values: "Tensor", rows: "Tensor", num_rows: int) -> "Tensor":
     if values.device.type not in IN_ORDER:
         return values.new_zeros(num_rows).index_add(0, rows, values)
     # Unchecked: the check would wait for the device.
-    return torch.segment_reduce(values, "sum", lengths=torch.bincount(rows, minlength=num_rows), unsafe=True)
+    return torch.segment_reduce(values, "sum", lengths=counted(rows, num_rows), unsafe=True)
+
+
+def counted(rows: "Tensor", num_rows: int) -> "Tensor":
+    """rows (K,), the sequence of each token, ascending -> (B,) the tokens of each sequence.
+
+    As `bincount`, which on a device asks for the smallest and the largest number first.
+    """
+    import torch
+
+    return torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device)).diff()

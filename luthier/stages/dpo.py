@@ -175,7 +175,8 @@ def loss(
     means = halves(inputs.logps.sums / inputs.logps.lengths.clamp(min=1))
     if config.pref_ftx:
         losses = losses - config.pref_ftx * means.chosen
-    real = not_filler(batch).to(losses.dtype)
+    is_real = not_filler(batch)
+    real, count = is_real.to(losses.dtype), is_real.sum()
     metrics = {
         "rewards/chosen": beta * chosen,
         "rewards/rejected": beta * rejected,
@@ -188,7 +189,6 @@ def loss(
     }
     if config.pref_loss == "orpo":
         metrics |= {"sft_loss": -means.chosen, "odds_ratio_loss": odds_ratio(chosen, rejected)}
-    count = float(real.sum())
     return LossOutput(
         (losses * real).sum(), {name: ((value.detach() * real).sum(), count) for name, value in metrics.items()}
     )
@@ -201,8 +201,8 @@ def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: 
         return {}
     ratios = pair_inputs(models, batch, kind, config.ld_alpha).ratios
     assert ratios is not None, "only losses with a reference have means"
-    real = not_filler(batch).to(ratios.chosen.dtype)
-    count = float(real.sum())
+    is_real = not_filler(batch)
+    real, count = is_real.to(ratios.chosen.dtype), is_real.sum()
     return {"chosen": ((ratios.chosen * real).sum(), count), "rejected": ((ratios.rejected * real).sum(), count)}
 
 

@@ -97,11 +97,11 @@ def loss(
     not_filler = logps.lengths > 0
     metrics: dict[str, Any] = {}
     for side, rows in (("chosen", liked & not_filler), ("rejected", ~liked & not_filler)):
-        count = float(rows.sum())
+        count = rows.sum()
         per_row = {"rewards": config.pref_beta * ratios, "logps": logps.sums, "logits": logps.mean_logits}
         metrics |= {f"{name}/{side}": ((value.detach() * rows).sum(), count) for name, value in per_row.items()}
-    count = float(not_filler.sum())
-    metrics["kl"] = (torch.tensor(kl * count), count)
+    count = not_filler.sum()
+    metrics["kl"] = (kl * count, count)
     return LossOutput((losses * not_filler).sum(), metrics)
 
 
@@ -116,7 +116,7 @@ def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: 
     mismatched = mismatched_of(batch)
     logps = sequence_logps(models, mismatched)
     not_filler = logps.lengths > 0
-    return {"kl": (((logps.sums - mismatched["reference_logps"]) * not_filler).sum(), float(not_filler.sum()))}
+    return {"kl": (((logps.sums - mismatched["reference_logps"]) * not_filler).sum(), not_filler.sum())}
 
 
 def update(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:

@@ -63,9 +63,9 @@ def loss(
     from torch.nn.functional import logsigmoid
 
     rewards = scores(models, batch)
-    real = not_filler(batch).to(rewards.chosen.dtype)
+    is_real = not_filler(batch)
+    real, count = is_real.to(rewards.chosen.dtype), is_real.sum()
     margins = rewards.chosen - rewards.rejected
-    count = float(real.sum())
     metrics = {
         "accuracy": margins > 0,
         "rewards/chosen": rewards.chosen,

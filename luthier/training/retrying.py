@@ -46,7 +46,7 @@ class BegunStep:
     num_batches: int = 0
     batches: list[Any] = field(default_factory=list)
     """Those that were computed so far, or are now."""
-    metrics: "dict[str, tuple[Tensor, float]]" = field(default_factory=dict)
+    metrics: "dict[str, tuple[Tensor, float | Tensor]]" = field(default_factory=dict)
     random_state: RandomState = field(default_factory=RandomState.now)
     stage_state: StageState = field(default_factory=dict)
     loss: "Tensor | None" = None
@@ -85,7 +85,7 @@ class RetryingTrainer(CheckpointedTrainer):
         """Into how many parts batches are cut, so that they fit in memory."""
         self.guard = Guard()
         self._begun = BegunStep()
-        self._metrics: dict[str, tuple[Tensor, float]] = {}
+        self._metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
 
     @cached_property
     def may_guard(self) -> bool:

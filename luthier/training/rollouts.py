@@ -99,7 +99,7 @@ class Rollouts:
 
     def step(self, number: int, num_batches: int, state: StageState) -> StepBatches:
         """The `num_batches` micro-batches of optimizer step `number`. Collects a new rollout when one is needed."""
-        metrics: dict[str, tuple[Tensor, float]] = {}
+        metrics: dict[str, tuple[Tensor, float | Tensor]] = {}
         rollout, index = divmod(number, self.plan.num_batches * self.plan.num_passes)
         if index == 0 or not self.rows:
             self.rows, state = self._collect(rollout, state, metrics)
@@ -116,7 +116,7 @@ class Rollouts:
         return {**batch, **columns, "units": sum(row["units"] for row in rows), "temperature": self.temperature}
 
     def _collect(
-        self, number: int, state: StageState, metrics: "dict[str, tuple[Tensor, float]]"
+        self, number: int, state: StageState, metrics: "dict[str, tuple[Tensor, float | Tensor]]"
     ) -> tuple[list[dict[str, Any]], StageState]:
         """The answers of rollout `number` with their targets, and the state after it. Adds to `metrics`."""
         is_sampled, places = self.is_sampled(number), self.places(number)
@@ -156,7 +156,10 @@ class Rollouts:
         return [random.Random(name).getrandbits(63) for name in names]
 
     def _generated(
-        self, prompts: Sequence[Mapping[str, Any]], places: Sequence[int], metrics: "dict[str, tuple[Tensor, float]]"
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        places: Sequence[int],
+        metrics: "dict[str, tuple[Tensor, float | Tensor]]",
     ) -> list[list[int]]:
         """Answers sampled from the policy. Raises `RunFailed` for a prompt that leaves no room for one."""
         answers = self.generate(self.models.policy, prompts, self.answer_seeds(places))
@@ -179,7 +182,7 @@ class Rollouts:
         answered: Sequence[Answered],
         rewards: WeightedRewards,
         state: StageState,
-        metrics: "dict[str, tuple[Tensor, float]]",
+        metrics: "dict[str, tuple[Tensor, float | Tensor]]",
     ) -> RolloutTargets:
         """Scores the answers and computes their advantages."""
         assert self.plan.advantages is not None, "only stages that need scores have rewards"

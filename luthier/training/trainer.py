@@ -244,7 +244,7 @@ class StageTrainer(RetryingTrainer):
     ) -> StageState:
         """`state` updated with these batches, over all processes."""
         models, config = replace(self.parts.models, policy=model), self.parts.config
-        sums: dict[str, tuple[Tensor, float]] = {}
+        sums: dict[str, tuple[Tensor, float | Tensor]] = {}
         for more in batch_by_batch(
             batches, self.args.device, lambda batch: statistics.sums(models, batch, config, state=state)
         ):
@@ -363,7 +363,7 @@ class StageTrainer(RetryingTrainer):
         # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
-    def _evaluation_sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float]]":
+    def _evaluation_sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float | Tensor]]":
         """Loss and metrics of this process: name -> (sum, count)."""
         models, config = replace(self.parts.models, policy=model), self.parts.config
         state: StageState = {}
@@ -378,7 +378,7 @@ class StageTrainer(RetryingTrainer):
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return {"loss": (output.total, self.counting.of(batch).num_units), **output.metrics}
 
-        sums: dict[str, tuple[Tensor, float]] = {}
+        sums: dict[str, tuple[Tensor, float | Tensor]] = {}
         for more in batch_by_batch(dataloader, self.args.device, compute):
             add_to(sums, more)
         return sums

@@ -51,7 +51,7 @@ class Unlogged:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def sums(self, device: torch.device, *, is_first: bool) -> "dict[str, tuple[torch.Tensor, float]]":
+    def sums(self, device: torch.device, *, is_first: bool) -> "dict[str, tuple[torch.Tensor, float | torch.Tensor]]":
         """For one process: the first one has them all."""
         return {
             name: (torch.tensor(total * is_first, dtype=getattr(torch, kind), device=device), count * is_first)

@@ -178,7 +178,8 @@ def test_kto_pair_is_kto_with_the_divergence_of_the_other_side(model):
     config = DpoConfig(pref_loss="kto_pair", pref_beta=0.3)
     models = Models(model, inspect_head(model))
     found = sums(models, batch_of(False), config, state={})
-    state = update({}, {name: (total.item() / count, count) for name, (total, count) in found.items()}, config)
+    means = {name: (total.item() / int(count), int(count)) for name, (total, count) in found.items()}
+    state = update({}, means, config)
     chosen, rejected = ratios(model)
     chosen_kl, rejected_kl = chosen.mean().clamp(min=0).detach(), rejected.mean().clamp(min=0).detach()
     assert chosen_kl > 0 and rejected_kl == 0
@@ -255,4 +256,4 @@ def test_filler_pairs_have_no_weight(model):
         found = loss(models, batch, config, state=state, training=True)
         expected = ours(model, config, **state)
         torch.testing.assert_close(found.total, expected.total, rtol=1e-9, atol=1e-9)
-        assert {count for _, count in found.metrics.values()} == {NUM_PAIRS}
+        assert {int(count) for _, count in found.metrics.values()} == {NUM_PAIRS}

@@ -86,13 +86,15 @@ def _texts(
     num_rows: int, num_tokens: int, padding: "Tensor | None", bounds: "Tensor | None"
 ) -> Iterator[tuple[int, int, int]]:
     """(row, begin, end) of each text."""
+    from luthier.model.kernels.samples import numbers_of
+
     if padding is not None:
-        for row, is_text in enumerate(padding.bool().tolist()):
+        for row, is_text in enumerate(numbers_of(padding)):
             if any(is_text):
                 begin = is_text.index(True)
                 yield row, begin, begin + sum(is_text)
     else:
-        for begin, end in pairwise([0, num_tokens] if bounds is None else bounds.tolist()):
+        for begin, end in pairwise([0, num_tokens] if bounds is None else numbers_of(bounds)):
             yield from ((row, begin, end) for row in range(num_rows))
 
 

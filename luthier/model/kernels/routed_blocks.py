@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.model.classes import CACHE_NAMES, ROUTED_KEY, ROUTED_MODEL_TYPE
+from luthier.model.kernels.samples import bounds_of, numbers_of, once
 from luthier.model.modules import layer_list
 
 INIT_STD = 0.02
@@ -146,17 +147,22 @@ def _texts(num_rows: int, num_tokens: int, mask: Tensor | None, bounds: Tensor |
     `mask`: (B, T) or (B, 1, T, T), true or 0.0 where a token is seen. `bounds`: of the texts of a single row.
     """
     if bounds is not None:
-        return list(pairwise(bounds.tolist()))
+        return list(pairwise(numbers_of(bounds)))
     if mask is None:
         return [(row * num_tokens, (row + 1) * num_tokens) for row in range(num_rows)]
-    seen = mask[:, 0, -1] if mask.ndim == 4 else mask
-    real = seen == 0 if seen.is_floating_point() else seen.bool()
+    rows: list[list[bool]] = once(mask, "real", lambda: _real(mask).tolist())
     found = []
-    for row, tokens in enumerate(real.expand(num_rows, -1)):
-        where = torch.nonzero(tokens)
-        if len(where):
-            found.append((row * num_tokens + int(where[0]), row * num_tokens + int(where[-1]) + 1))
+    for row, is_real in enumerate(rows * num_rows if len(rows) == 1 else rows):
+        where = [row * num_tokens + place for place, one in enumerate(is_real) if one]
+        if where:
+            found.append((where[0], where[-1] + 1))
     return found
+
+
+def _real(mask: Tensor) -> Tensor:
+    """(B or 1, T) whether a token is none of padding."""
+    seen = mask[:, 0, -1] if mask.ndim == 4 else mask
+    return seen == 0 if seen.is_floating_point() else seen.bool()
 
 
 def _for_chosen(given: Mapping[str, Any], rows: Sequence[int], places: Tensor, counts: Sequence[int]) -> dict[str, Any]:
@@ -176,7 +182,7 @@ def _for_chosen(given: Mapping[str, Any], rows: Sequence[int], places: Tensor, c
         chosen["use_cache"] = False
     given_bounds = given.get("cu_seq_lens_q")
     device = places.device if given_bounds is None else given_bounds.device  # of a plan, only bounds have numbers
-    bounds = torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32)
+    bounds = bounds_of(counts, device)
     return chosen | {
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,

@@ -4,9 +4,10 @@ S samples, T tokens of the row.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,26 +49,43 @@ class Samples:
 def samples_of(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
     """`bounds`: (S + 1,), where each sample starts, and T. `prefixes`: (S, 2 R), the runs of each sample, or None; a
     run of no tokens stands for none.
-
-    Each layer asks for the same tensors, and reading them waits for the device, so the answer is kept.
     """
-    kept = _known()
-    found: Samples | None = kept.get(bounds)
-    if found is None or (found.key_bounds is None) != (prefixes is None):
-        found = kept[bounds] = _read(bounds, prefixes)
+    kind = "alone" if prefixes is None else "sharing"
+    found: Samples = once(bounds, kind, lambda: _read(bounds, prefixes))
     return found
+
+
+def numbers_of(tensor: "Tensor") -> Any:
+    """What its `tolist` gives."""
+    return once(tensor, "numbers", tensor.tolist)
+
+
+def bounds_of(lengths: Sequence[int], device: "torch.device") -> "Tensor":
+    """(S + 1,) where each of S samples starts, and T. Nobody has to wait for the device to read them."""
+    numbers = [*accumulate(lengths, initial=0)]
+    bounds = torch.tensor(numbers, dtype=torch.int32, device="cpu").to(device, non_blocking=True)
+    once(bounds, "numbers", lambda: numbers)
+    return bounds
+
+
+def once(tensor: "Tensor", what: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives, asked once for as long as the tensor exists. Each layer gets the same tensors, and reading
+    them waits for the device."""
+    kept: dict[str, Any] = _known().setdefault(tensor, {})
+    if what not in kept:
+        kept[what] = read()
+    return kept[what]
 
 
 @functools.cache
 def _known() -> "torch.utils.weak.WeakIdKeyDictionary":
-    """Bounds -> samples, for as long as the bounds exist."""
     from torch.utils.weak import WeakIdKeyDictionary
 
     return WeakIdKeyDictionary()
 
 
 def _read(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
-    own = [(start, end - start) for start, end in pairwise(bounds.tolist())]
+    own = [(start, end - start) for start, end in pairwise(numbers_of(bounds))]
     if prefixes is None:
         return Samples(own, [()] * len(own), None, None)
     runs = [tuple((first, number) for first, number in sample if number) for sample in _pairs(prefixes)]

@@ -23,7 +23,7 @@ class Rows(Sized, Protocol):
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
-def add_to(sums: "dict[str, tuple[torch.Tensor, float]]", more: Sums) -> None:
+def add_to(sums: "dict[str, tuple[torch.Tensor, float | torch.Tensor]]", more: Sums) -> None:
     """Add each (sum, count) in place to the one of the same name."""
     for name, (total, count) in more.items():
         total_before, count_before = sums.get(name, (0, 0))
@@ -35,7 +35,8 @@ def over_processes(sums: Sums, device: torch.device) -> dict[str, tuple[float, f
     if not sums:
         return {}
     pairs = [
-        [total.detach().double().to(device), torch.tensor(count).double().to(device)] for total, count in sums.values()
+        [total.detach().double().to(device), torch.as_tensor(count).double().to(device)]
+        for total, count in sums.values()
     ]
     table = torch.stack([torch.stack(pair) for pair in pairs])
     rows = gather(table[None]).sum(0).tolist()

@@ -5,7 +5,7 @@ import gc
 import torch
 
 from luthier.model.kernels import samples
-from luthier.model.kernels.samples import samples_of
+from luthier.model.kernels.samples import bounds_of, numbers_of, samples_of
 
 
 def test_bounds_are_read_once_and_not_kept():
@@ -29,3 +29,9 @@ def test_prefixes_of_several_runs():
     assert row.lengths == [3, 2, 1] and [row.num_before(sample) for sample in range(3)] == [0, 2, 3]
     assert row.key_bounds.tolist() == [0, 3, 7, 11]
     assert row.key_tokens.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 3, 5]
+
+
+def test_bounds_that_were_made_here_are_not_read():
+    bounds = bounds_of([3, 5], torch.device("meta"))
+    assert samples_of(bounds, None).own == [(0, 3), (3, 5)] and numbers_of(bounds) == [0, 3, 8]
+    assert bounds_of([3, 5], torch.device("cpu")).tolist() == [0, 3, 8]
