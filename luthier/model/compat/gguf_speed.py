@@ -3,7 +3,7 @@ weights (3 s each for 49,000 tokens), and builds the table of tensor names once 
 
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_gguf_pytorch_utils.py
 `get_gguf_hf_weights_map` calls itself for each child module. Inside `fast_gguf` both are made once and kept, and lists
-are read at once.
+are read at once. transformers' own reader, of tokenizers, takes each text from a memmap, whose slices take 5 us.
 """
 
 import os
@@ -36,16 +36,22 @@ def forget() -> None:
 def fast_gguf() -> Iterator[None]:
     """While open, transformers meets one reader per file and one table of names per architecture."""
     import gguf
+    import numpy
     from transformers import modeling_gguf_pytorch_utils
+    from transformers.integrations.gguf import reader
 
     from luthier.model.compat.gguf_reader import parsed
 
     module: Any = gguf
     utils: Any = modeling_gguf_pytorch_utils
+    own: Any = reader
+    mapped = own._mapped
     kept = module.GGUFReader, module.get_tensor_name_map, utils._gguf_parse_value
     module.GGUFReader, module.get_tensor_name_map = read_header, lru_cache(maxsize=1)(gguf.get_tensor_name_map)
     utils._gguf_parse_value = parsed
+    own._mapped = lambda path: mapped(path).view(numpy.ndarray)
     try:
         yield
     finally:
         module.GGUFReader, module.get_tensor_name_map, utils._gguf_parse_value = kept
+        own._mapped = mapped

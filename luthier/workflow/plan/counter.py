@@ -3,7 +3,7 @@
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,14 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from luthier.model.kernels import repeats
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.calls import Call, call_of, moved_bytes, workspace_bytes
+from luthier.workflow.plan.meta_results import result_of
 
 aten = torch.ops.aten
-_QUICK: dict[Any, Callable[..., Tensor]] = {
-    aten.logaddexp.default: aten.add.Tensor,
-    aten.addmm.default: lambda _, *factors, **__: aten.mm.default(*factors),
-    aten.addmm_.default: lambda total, *_, **__: total,
-}
-"""Operations that Python decomposes on `meta`, which takes a millisecond, and what has the same result there."""
 
 
 class StepCounter(TorchDispatchMode):
@@ -69,7 +64,7 @@ class StepCounter(TorchDispatchMode):
             return 0  # a question about numbers, such as whether a row holds several samples
         if func is aten._unique2.default:
             return self._distinct(args[0])
-        result = _QUICK.get(func, func)(*args, **(kwargs or {}))
+        result = result_of(func, args, kwargs or {})
         self.num_calls += 1
         results = [
             one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, Tensor)
