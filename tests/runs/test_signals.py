@@ -137,6 +137,22 @@ def test_a_step_is_finished_if_there_is_time(world, tmp_path, monkeypatch):
     assert "checkpoint-3" in os.listdir(tmp_path / "out")
 
 
+def test_an_epoch_that_a_signal_cuts_short_does_not_end(world, tmp_path, monkeypatch):
+    """Its line of the log and its evaluation are those of the resumed run. An epoch has four steps."""
+    by_epoch = {"eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "epoch", "save_steps": 500}
+    keys = {**world, **EVALUATED, **by_epoch, "max_steps": 8}
+    whole = luthier.train({**keys, "output_dir": str(tmp_path / "whole")})
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        signal_at(patch, StageTrainer, "compute_loss", 3, then=lambda: None)
+        stopped = luthier.train({**keys, "output_dir": str(out)})
+    assert stopped.was_interrupted and not any("eval_loss" in logs for logs in stopped.log_history)
+    resumed = luthier.train({**keys, "output_dir": str(out)})
+    steps = [[logs["step"] for logs in run.log_history if "eval_loss" in logs] for run in (whole, resumed)]
+    assert steps == [[4, 8], [4, 8]]
+    assert losses(resumed) == losses(whole)
+
+
 def test_a_save_that_takes_longer_than_there_is_time_is_told(said, monkeypatch):
     stop = StopOnSignal(2.0)
     stop.note_save(3.0)

@@ -135,6 +135,11 @@ class StopOnSignal(TrainerCallback):
         if state.global_step >= self.last_step(state.global_step):
             self.stop(control)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What an epoch ends with is left to the resumed run, unless the signal came in its last step."""
+        if self.was_interrupted and state.epoch % 1 and state.global_step < state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = False
+
     def stop(self, control: Any) -> None:
         self.was_interrupted = True
         control.should_save = True
