@@ -16,6 +16,7 @@ from luthier.model.compat.loaded_adapters import keeping_formats
 from luthier.model.compat.split_checkpoints import saving_split_layers
 from luthier.training.averaged import leave_averaged
 from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.callbacks.save_after_epoch import SaveAfterEpoch
 from luthier.training.checkpoints import split_state, store
 from luthier.training.checkpoints.kept_settings import telling_kept_settings
 from luthier.training.checkpoints.resumed_rates import follow_schedule, keeping_rates
@@ -52,6 +53,7 @@ class ResumingTrainer(Trainer):
         """The last checkpoint that this run has written or resumed from."""
         self.stop = StopOnSignal(parts.recovery.save_on_signal_seconds)
         self.add_callback(self.stop)
+        self.add_callback(SaveAfterEpoch())
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""

@@ -143,6 +143,18 @@ def test_a_stop_between_two_lines_changes_no_line(world, tmp_path, kind, logging
     assert found == wanted and "train_loss" in found[-1]
 
 
+@pytest.mark.parametrize(("key", "step"), [("logging_strategy", 4), ("eval_strategy", 4), ("eval_strategy", 6)])
+def test_a_checkpoint_has_the_line_and_the_evaluation_that_end_its_epoch(world, tmp_path, key, step):
+    """An epoch has four steps, and the second one ends with the run."""
+    keys = {**world, **KINDS["sft lora"], "val_size": 8, "save_steps": 2, "max_steps": 6, key: "epoch"}
+    whole, folder = tmp_path / "whole", tmp_path / "out"
+    expected = luthier.train({**keys, "output_dir": str(whole)})
+    stopped_at(step, whole, folder)
+    result = luthier.train({**keys, "output_dir": str(folder)})
+    ends = [[line for line in lines(run.log_history) if "train_loss" not in line] for run in (expected, result)]
+    assert ends[0] == ends[1]
+
+
 @pytest.mark.parametrize(
     "kind",
     representatives(
