@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 def count_targets(batch: Mapping[str, Any]) -> float:
     """The number of labeled tokens of this batch, or the sum of their weights where rows have weights."""
-    return float(batch["weights"].sum()) if "weights" in batch else batch["targets"].numel()
+    units = _units(batch)
+    return units if isinstance(units, int) else float(units)
+
+
+def _units(batch: Mapping[str, Any]) -> "Tensor | int":
+    """The same, where it is: to read the sum of weights is to wait for the device."""
+    return batch["weights"].sum() if "weights" in batch else batch["targets"].numel()
 
 
 def next_token_loss(
@@ -47,12 +53,12 @@ def next_token_loss(
 
 
 def with_router_loss(models: Models, output: LossOutput, batch: Mapping[str, Any]) -> LossOutput:
-    """`output` plus the router balance loss (`luthier.model.features.router_balance`) times the `count_targets`."""
+    """`output` plus the router balance loss (`luthier.model.features.router_balance`) times the units of the batch."""
     router = models.head.router
     balance = router.take() if router is not None else None
     if router is None or balance is None:
         return output
-    units = batch["weights"].sum() if "weights" in batch else batch["targets"].numel()
+    units = _units(batch)
     summed = balance * units
     return LossOutput(output.total + router.coefficient * summed, {**output.metrics, "router_loss": (summed, units)})
 

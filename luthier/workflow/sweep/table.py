@@ -20,6 +20,7 @@ NAME = "sweep"
 """Of the files: sweep.json, sweep.md, sweep.png."""
 NO_EVALUATION = "No run was evaluated, so train_loss decides; set val_size or eval_dataset to compare on other rows."
 TIMING = ("_runtime", "_per_second")
+"""Endings of metrics that say how long an evaluation took."""
 MAX_LINES = 12
 """Lines of a panel that a legend can still tell apart."""
 LOG_SCALE_RATIO = 20
